@@ -1,0 +1,362 @@
+"""The one typed configuration file: every setting of every process, with its default and its meaning.
+
+`docs/configuration.md` is generated from this module, so a description here is the reference.
+"""
+
+import os
+import pathlib
+import re
+import tomllib
+import typing
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from state import spec
+
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class Kafka(spec.Section):
+    """How every process reaches the brokers."""
+
+    bootstrap: Annotated[str, Meta(description="host:port list of the brokers")] = "127.0.0.1:9092"
+    partitions: Annotated[int, Meta(ge=1, le=4096, description="partitions of every data topic (co-partitioned)")] = 4
+    replication: Annotated[int, Meta(ge=1, le=9, description="replication factor of every topic")] = 1
+    group: Annotated[str, Meta(min_length=1, description="prefix of the consumer groups")] = "thousandfold"
+    session_timeout_s: Annotated[
+        float, Meta(ge=1, description="seconds after which a silent stream worker loses its partitions")
+    ] = 6.0
+    fetch_wait_ms: Annotated[
+        int, Meta(ge=1, le=5000, description="milliseconds a stream worker's fetch may wait for data")
+    ] = 20
+
+
+class Topics(spec.Section):
+    """Names and retention. `impressions` and `clicks` are the truth; the rest can be rebuilt by replay."""
+
+    impressions: str = "impressions"
+    clicks: str = "clicks"
+    enriched: str = "enriched"
+    samples: str = "samples"
+    episodes: str = "episodes"
+    plan: str = "plan"
+    snapshots: str = "snapshots"
+    deltas: str = "deltas"
+    dead_letters: str = "dead-letters"
+    raw_retention_hours: Annotated[float, Meta(gt=0, description="hours that impressions and clicks are kept")] = 168.0
+    derived_retention_hours: Annotated[float, Meta(gt=0, description="hours that derived topics are kept")] = 48.0
+    max_message_bytes: Annotated[
+        int, Meta(ge=10_000, le=100_000_000, description="largest message; a larger input is dead-lettered")
+    ] = 1_000_000
+
+
+class Store(spec.Section):
+    """Redis or Valkey: counters, user rows, fences and support sets."""
+
+    url: Annotated[str, Meta(description="redis://host:port/db, or unix:///path")] = "redis://127.0.0.1:6379/0"
+    prefix: Annotated[str, Meta(description="prefix of every key, for a shared server")] = ""
+    cache_age_s: Annotated[
+        float, Meta(ge=0, description="age bound of cached shared counters, in streams and in serving")
+    ] = 1.0
+    count_interval_s: Annotated[
+        float, Meta(ge=0, le=10, description="seconds of counting that are summed into one store call")
+    ] = 0.25
+
+
+class Objective(spec.Section):
+    """One label to predict."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", description="column name of the label")]
+    action: Annotated[str, Meta(min_length=1, description="kind of action that makes the label 1")]
+    min_value: Annotated[float, Meta(description="an action below this value does not count as positive")] = 0.0
+
+
+class Scenarios(spec.Section):
+    """Entry points. An unseen scenario is learned from its first sample; names here fix the display order."""
+
+    known: Annotated[tuple[str, ...], Meta(description="names that are shown even before they have data")] = ()
+    max_shown: Annotated[int, Meta(ge=1, description="scenarios with metrics of their own; more share `other`")] = 256
+
+
+class Actions(spec.Section):
+    """Kinds of action accepted on `clicks` beside those of the objectives."""
+
+    other: Annotated[tuple[str, ...], Meta(description="kinds that are no label but feed features")] = ()
+
+
+TaskPart = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Task(spec.Section):
+    """The unit that gets its own adapted model."""
+
+    key: Annotated[
+        tuple[TaskPart, ...],
+        Meta(min_length=1, max_length=3, description='any of "user", "item", "scenario" or a declared category'),
+    ] = ("user",)
+
+
+class Join(spec.Section):
+    """The label join, in event time."""
+
+    mode: Annotated[
+        Literal["window", "eager"],
+        Meta(description="window: wait, emit once; eager: emit the negative at once, a revision on the action"),
+    ] = "window"
+    window_s: Annotated[float, Meta(gt=0, description="seconds after an impression in which an action is its label")] = 600.0
+    lateness_s: Annotated[float, Meta(ge=0, description="allowed disorder: the watermark trails the newest event by it")] = 5.0
+    idle_timeout_s: Annotated[
+        float, Meta(gt=0, description="wall seconds without input after which a partition's watermark moves on")
+    ] = 5.0
+    retention_s: Annotated[float, Meta(gt=0, description="an event older than this on arrival is dead-lettered")] = 604_800.0
+    future_s: Annotated[float, Meta(gt=0, description="an event further ahead of the clock is dead-lettered")] = 86_400.0
+    max_items: Annotated[int, Meta(ge=1, le=100_000, description="longest shown list accepted")] = 1000
+
+
+class Support(spec.Section):
+    """A task's support set."""
+
+    size: Annotated[int, Meta(ge=0, le=1024, description="newest samples kept (K)")] = 32
+    max_age_s: Annotated[float, Meta(gt=0, description="older samples are evicted by event time, keys by expiry")] = 2_592_000.0
+
+
+class Model(spec.Section):
+    """Which network, and its size."""
+
+    name: Annotated[str, Meta(description="a name in the MODELS table")] = "pepnet"
+    embedding_width: Annotated[int, Meta(ge=1, le=256, description="numbers per embedding row")] = 16
+    hidden: Annotated[tuple[int, ...], Meta(min_length=1, description="widths of the tower's hidden layers")] = (64, 32)
+    gate_hidden: Annotated[int, Meta(ge=1, description="width of the hidden layer of each Gate NU")] = 32
+    gamma: Annotated[float, Meta(gt=0, description="scale of a gate; 2 centres it on 1")] = 2.0
+    use_epnet: Annotated[bool, Meta(description="gate the embeddings by scenario")] = True
+    use_ppnet: Annotated[bool, Meta(description="gate the hidden layers by user and item")] = True
+    stop_gradient: Annotated[bool, Meta(description="gates do not change what they read, only what they own")] = True
+    scenario_features: Annotated[tuple[str, ...], Meta(description="feature columns that the EPNet gate reads")] = ("scenario",)
+    personal_features: Annotated[tuple[str, ...], Meta(description="category columns that the PPNet gate reads")] = ("user", "item")
+    wide: Annotated[bool, Meta(description="add a first-order weight per id and the user . item product")] = True
+
+
+class Embedding(spec.Section):
+    """The fused embedding table."""
+
+    capacity: Annotated[int, Meta(ge=1024, description="rows; the least recently seen is evicted beyond it")] = 1_000_000
+    admit_after: Annotated[int, Meta(ge=1, le=255, description="sightings before an id gets a row of its own")] = 1
+    max_idle_s: Annotated[float, Meta(gt=0, description="a row unseen for this event time is evicted")] = 7_776_000.0
+    init_scale: Annotated[float, Meta(ge=0, description="standard deviation of a new row; near zero is safe for cold ids")] = 0.01
+
+
+class MetaLearning(spec.Section):
+    """First-order MAML on the tower (T2 to T5)."""
+
+    mode: Annotated[
+        Literal["on", "off", "fine_tune_only"],
+        Meta(description="fine_tune_only adapts at serving without meta-training"),
+    ] = "on"
+    scenarios: Annotated[
+        dict[str, Literal["on", "off", "fine_tune_only"]], Meta(description="mode of single scenarios, over `mode`")
+    ] = {}
+    weight: Annotated[float, Meta(ge=0, description="loss = original + weight x meta loss")] = 0.5
+    inner_rate: Annotated[float, Meta(ge=0, description="step size of the adaptation")] = 0.05
+    inner_steps: Annotated[int, Meta(ge=1, le=5, description="steps of the adaptation")] = 1
+    min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1
+
+
+class Optimizer(spec.Section):
+    """AdaGrad for embeddings, Adam for dense parameters."""
+
+    embedding_rate: Positive = 0.05
+    embedding_accumulator: Annotated[float, Meta(ge=0, description="initial accumulator of row-wise AdaGrad")] = 1e-6
+    dense_rate: Positive = 0.001
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    max_gradient_norm: Annotated[float, Meta(gt=0, description="dense gradients are scaled down to this norm")] = 10.0
+
+
+class Learner(spec.Section):
+    """The continuous learner."""
+
+    rows_per_step: Annotated[int, Meta(ge=1, le=100_000, description="row budget of a minibatch of whole lists")] = 50
+    fetch_messages: Annotated[int, Meta(ge=1, le=10_000, description="messages that one plan record may cover")] = 16
+    deadline_ms: Annotated[int, Meta(ge=1, description="longest wait for a full fetch, in milliseconds")] = 200
+    threads: Annotated[int, Meta(ge=1, le=64, description="torch threads; part of what makes a run repeatable")] = 1
+    seed: Annotated[int, Meta(ge=0, description="seed of the parameters")] = 0
+    window_rows: Annotated[int, Meta(ge=100, description="rows of the windowed metrics")] = 50_000
+    baseline: Annotated[
+        Literal["river", "off"], Meta(description="river logistic regression on the same stream, shown beside the model")
+    ] = "river"
+    dedup_rows: Annotated[int, Meta(ge=1024, description="impressions remembered to skip redelivered ones")] = 2_000_000
+    device: Annotated[Literal["cpu"], Meta(description="cpu is the reference")] = "cpu"
+    metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9102
+
+
+class Snapshot(spec.Section):
+    """What the learner publishes."""
+
+    directory: Annotated[str, Meta(description="folder shared with serving")] = "snapshots"
+    every_s: Annotated[float, Meta(gt=0, description="seconds between snapshots")] = 30.0
+    every_steps: Annotated[int, Meta(ge=0, description="steps between snapshots; 0 leaves it to seconds")] = 0
+    keep: Annotated[int, Meta(ge=1, description="newest snapshots kept")] = 5
+
+
+class Serving(spec.Section):
+    """The scoring service."""
+
+    host: Annotated[str, Meta(description="address to listen on; loopback by default")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    admin_port: Annotated[int, Meta(ge=0, le=65535, description="metrics and administration, 0 for none")] = 8081
+    max_candidates: Annotated[int, Meta(ge=1)] = 1000
+    max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    store_timeout_ms: Annotated[float, Meta(gt=0, description="deadline of a read from the store")] = 5.0
+    breaker_failures: Annotated[int, Meta(ge=1, description="failures in a row that open the circuit breaker")] = 5
+    breaker_open_s: Annotated[float, Meta(gt=0, description="seconds the breaker stays open")] = 2.0
+    poll_s: Annotated[float, Meta(gt=0, description="seconds between looks for a new snapshot")] = 0.5
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class Streams(spec.Section):
+    """The Faust worker."""
+
+    batch_lists: Annotated[int, Meta(ge=1, le=10_000, description="shown lists of a micro-batch")] = 256
+    batch_ms: Annotated[float, Meta(gt=0, description="longest wait for a full micro-batch")] = 15.0
+    in_flight: Annotated[int, Meta(ge=1, le=64, description="micro-batches on their way, finished in order")] = 4
+    lists_per_message: Annotated[int, Meta(ge=1, le=10_000, description="most lists in a derived message")] = 128
+    metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9101
+
+
+class Security(spec.Section):
+    """Secrets come from the environment or from files, never from this file."""
+
+    kafka_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_username_env: Annotated[str, Meta(description="environment variable with the user name")] = "THOUSANDFOLD_KAFKA_USERNAME"
+    kafka_password_env: Annotated[str, Meta(description="environment variable with the password")] = "THOUSANDFOLD_KAFKA_PASSWORD"
+    kafka_ca_file: Annotated[str, Meta(description="certificate authority of the brokers")] = ""
+    store_password_env: Annotated[str, Meta(description="environment variable with the store's password")] = (
+        "THOUSANDFOLD_STORE_PASSWORD"
+    )
+
+
+class Config(spec.Section):
+    """The whole file. `features` has no default: what a sample is must be said."""
+
+    kafka: Kafka = Kafka()
+    topics: Topics = Topics()
+    store: Store = Store()
+    scenarios: Scenarios = Scenarios()
+    objectives: Annotated[tuple[Objective, ...], Meta(min_length=1)] = (Objective(name="click", action="click"),)
+    actions: Actions = Actions()
+    task: Task = Task()
+    join: Join = Join()
+    support: Support = Support()
+    features: spec.Features = spec.Features()
+    model: Model = Model()
+    embedding: Embedding = Embedding()
+    meta: MetaLearning = MetaLearning()
+    optimizer: Optimizer = Optimizer()
+    learner: Learner = Learner()
+    snapshot: Snapshot = Snapshot()
+    serving: Serving = Serving()
+    streams: Streams = Streams()
+    security: Security = Security()
+
+    @property
+    def action_kinds(self) -> tuple[str, ...]:
+        """Accepted kinds of action; a kind's index here is its code in every packed record."""
+        kinds = dict.fromkeys(o.action for o in self.objectives)
+        return tuple(kinds | dict.fromkeys(self.actions.other))
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names file, key, value and what is allowed."""
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read, check and return the configuration.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, a value has the wrong type or
+            range, or two settings contradict each other.
+    """
+    file = pathlib.Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); name a file with --config") from error
+    return parse(text, str(file))
+
+
+def parse(text: str, name: str = "thousandfold.toml") -> Config:
+    """Like `load`, from the text itself; `name` is what errors call the file."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from error
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(str(error), raw)}") from error
+    for key, problem in contradictions(config):
+        raise ConfigError(f"{name}: {key}: {problem}")
+    return config
+
+
+def contradictions(config: Config) -> list[tuple[str, str]]:
+    """Settings that are fine alone and impossible together, as (key, what is wrong and what is allowed)."""
+    found: list[tuple[str, str]] = []
+    names = [o.name for o in config.objectives]
+    if len(set(names)) != len(names):
+        found.append(("objectives", f"names must differ, got {names}"))
+    layout_error = spec.problem(config.features, config.action_kinds)
+    if layout_error:
+        found.append(("features", layout_error))
+    categories = {c.name for c in config.features.categories}
+    for part in config.task.key:
+        if part not in {"user", "item", "scenario"} | categories:
+            found.append(("task.key", f'"{part}" is neither "user", "item", "scenario" nor a declared category'))
+    columns = categories | {n for n in spec.number_names(config.features)}
+    for key, wanted, allowed in (
+        ("model.scenario_features", config.model.scenario_features, columns),
+        ("model.personal_features", config.model.personal_features, categories),
+    ):
+        for column in wanted:
+            if config.features.categories and column not in allowed:
+                found.append((key, f'"{column}" is not a declared column; allowed: {", ".join(sorted(allowed))}'))
+    if config.join.window_s + config.join.lateness_s > config.join.retention_s:
+        found.append(("join.window_s", "window_s plus lateness_s must not exceed retention_s"))
+    if config.support.max_age_s < config.join.window_s:
+        found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
+    return found
+
+
+def _explain(message: str, raw: dict[str, typing.Any]) -> str:
+    """Turn msgspec's message and path into key, value and what is allowed."""
+    match = re.match(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?$", message)
+    problem, path = (match.group(1), match.group(2) or "") if match else (message, "")
+    unknown = re.search(r"unknown field `(.+?)`", problem)
+    kind = _struct_at(path)
+    allowed = f"; allowed: {', '.join(sorted(kind.__struct_fields__))}" if unknown and kind else ""
+    if unknown:
+        return f'{path + "." if path else ""}{unknown.group(1)}: unknown key{allowed}'
+    value: typing.Any = raw
+    for part in re.findall(r"[^.\[\]]+", path):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return f"{path}: {problem}"
+    return f"{path}: {problem}, got {value!r}"
+
+
+def _struct_at(path: str) -> type[msgspec.Struct] | None:
+    """The struct that a path like `features.statistics[2]` leads to."""
+    kind: typing.Any = Config
+    for part in re.findall(r"[^.\[\]]+", path):
+        hints = typing.get_type_hints(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else {}
+        if not part.isdigit() and part != "...":
+            kind = hints.get(part)
+        arguments = [a for a in typing.get_args(kind) if isinstance(a, type) and issubclass(a, msgspec.Struct)]
+        if arguments:
+            kind = arguments[0]
+    return kind if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else None
