@@ -1,0 +1,1 @@
+"""Torch modules, the embedding table, kernels and the MODELS table."""

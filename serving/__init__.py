@@ -1,0 +1,1 @@
+"""Scoring over HTTP, with per-task adaptation and atomic swaps."""

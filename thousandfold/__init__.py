@@ -1,0 +1,1 @@
+"""The front door: command line, demo, live view, data, load, supervision."""
