@@ -1,0 +1,162 @@
+"""The live table: what every process exposes to Prometheus, read and put side by side per scenario."""
+
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+HTTP_TIMEOUT_S = 1.0
+
+
+class Scenario(NamedTuple):
+    """One row of the table. Quality is of the model as served (adapted) and over the recent window unless said otherwise."""
+
+    name: str
+    rows: float
+    rows_per_s: float
+    auc: float
+    auc_recent: float
+    gauc: float
+    logloss: float
+    calibration: float
+    auc_unadapted: float
+    auc_river: float
+    drifts: float
+
+
+class Reading(NamedTuple):
+    """One look at all processes, taken at `at_s` (seconds of the caller's clock)."""
+
+    at_s: float
+    scenarios: tuple[Scenario, ...]
+    lag_messages: float
+    open_lists: float
+    dead_letters: float
+    duplicates: float
+    steps: float
+    model_step: float
+    model_age_s: float
+    requests: float
+    errors: float
+    plain: float
+    swaps: float
+    unreachable: tuple[str, ...]
+
+
+def scrape(endpoints: dict[str, str]) -> tuple[Samples, tuple[str, ...]]:
+    """Read the Prometheus text of every endpoint (name to URL). Returns samples by metric name, and who did not answer."""
+    samples: Samples = {}
+    silent: list[str] = []
+    for name, url in endpoints.items():
+        try:
+            with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as reply:  # noqa: S310 - the operator's own endpoints
+                text = reply.read().decode()
+        except (urllib.error.URLError, OSError, ValueError):
+            silent.append(name)
+            continue
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((dict(sample.labels), float(sample.value)))
+    return samples, tuple(silent)
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """Sum of all samples of a metric whose labels agree."""
+    return sum(value for found, value in samples.get(name, ()) if all(found.get(k) == v for k, v in labels.items()))
+
+
+def read(
+    samples: Samples, silent: tuple[str, ...], at_s: float, wall_s: float, objective: str, order: Sequence[str], before: Reading | None
+) -> Reading:
+    """Put one scrape into the shape of the table.
+
+    `wall_s` is Unix time (for the model's age); `before` gives rates; `order` lists the scenarios to show first.
+    """
+    earlier = {s.name: s for s in before.scenarios} if before else {}
+    gap_s = at_s - before.at_s if before else 0.0
+    names = list(dict.fromkeys([*order, *sorted({x["scenario"] for x, _ in samples.get("thousandfold_rows_total", ())})]))
+
+    def value(metric: str, scenario: str, variant: str, window: str) -> float:
+        wanted = {"scenario": scenario, "objective": objective, "variant": variant, "window": window}
+        return next((v for found, v in samples.get(metric, ()) if found == wanted), math.nan)
+
+    scenarios = []
+    for name in names:
+        rows = total(samples, "thousandfold_rows_total", scenario=name)
+        was = earlier[name].rows if name in earlier else rows
+        scenarios.append(
+            Scenario(
+                name=name,
+                rows=rows,
+                rows_per_s=max(rows - was, 0.0) / gap_s if gap_s > 0 else 0.0,
+                auc=value("thousandfold_auc", name, "adapted", "cumulative"),
+                auc_recent=value("thousandfold_auc", name, "adapted", "recent"),
+                gauc=value("thousandfold_gauc", name, "adapted", "cumulative"),
+                logloss=value("thousandfold_logloss", name, "adapted", "cumulative"),
+                calibration=value("thousandfold_calibration", name, "adapted", "cumulative"),
+                auc_unadapted=value("thousandfold_auc", name, "unadapted", "cumulative"),
+                auc_river=value("thousandfold_auc", name, "river", "cumulative"),
+                drifts=total(samples, "thousandfold_drift_total", scenario=name),
+            )
+        )
+    created = total(samples, "thousandfold_snapshot_created_seconds")
+    requests = total(samples, "thousandfold_requests_total")
+    return Reading(
+        at_s=at_s,
+        scenarios=tuple(scenarios),
+        lag_messages=total(samples, "thousandfold_lag_messages"),
+        open_lists=total(samples, "thousandfold_open_lists"),
+        dead_letters=total(samples, "thousandfold_dead_letters_total"),
+        duplicates=total(samples, "thousandfold_duplicates_total"),
+        steps=total(samples, "thousandfold_steps_total"),
+        model_step=total(samples, "thousandfold_model_step"),
+        model_age_s=wall_s - created if created else math.nan,
+        requests=requests,
+        errors=requests - total(samples, "thousandfold_requests_total", status="200"),
+        plain=total(samples, "thousandfold_plain_total"),
+        swaps=total(samples, "thousandfold_swaps_total"),
+        unreachable=silent,
+    )
+
+
+def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> RenderableType:
+    """The table that a person sees."""
+    table = Table(title=title, title_justify="left", expand=False)
+    table.add_column("scenario")
+    for heading in ("rows", "rows/s", "AUC", "recent", "GAUC", "logloss", "calib.", "adapted-plain", "river AUC", "drifts"):
+        table.add_column(heading, justify="right")
+    for s in reading.scenarios:
+        gain = s.auc - s.auc_unadapted
+        table.add_row(
+            s.name,
+            f"{s.rows:,.0f}",
+            f"{s.rows_per_s:,.0f}",
+            _number(s.auc),
+            _number(s.auc_recent),
+            _number(s.gauc),
+            _number(s.logloss),
+            _number(s.calibration, 2),
+            Text(_number(gain, 4, "+"), style="green" if gain > 0 else "red" if gain < 0 else ""),
+            _number(s.auc_river),
+            f"{s.drifts:.0f}",
+        )
+    lines = [
+        f"lag {reading.lag_messages:,.0f} messages   open lists {reading.open_lists:,.0f}   dead letters {reading.dead_letters:,.0f}   "
+        f"duplicates skipped {reading.duplicates:,.0f}",
+        f"steps {reading.steps:,.0f}   model at step {reading.model_step:,.0f}, {_number(reading.model_age_s, 1)} s old   "
+        f"requests {reading.requests:,.0f}   errors {reading.errors:,.0f}   plain {reading.plain:,.0f}   swaps {reading.swaps:,.0f}",
+    ]
+    if reading.unreachable:
+        lines.append(f"not answering: {', '.join(reading.unreachable)}")
+    return Group(table, *(Text(line) for line in (*lines, *notes)))
+
+
+def _number(value: float, digits: int = 4, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.{digits}f}"
