@@ -18,7 +18,7 @@ from state import spec
 Positive = Annotated[float, Meta(gt=0)]
 
 
-class Kafka(spec.Section):
+class Kafka(spec.Section, frozen=True):
     """How every process reaches the brokers."""
 
     bootstrap: Annotated[str, Meta(description="host:port list of the brokers")] = "127.0.0.1:9092"
@@ -33,7 +33,7 @@ class Kafka(spec.Section):
     ] = 20
 
 
-class Topics(spec.Section):
+class Topics(spec.Section, frozen=True):
     """Names and retention. `impressions` and `clicks` are the truth; the rest can be rebuilt by replay."""
 
     impressions: str = "impressions"
@@ -52,7 +52,7 @@ class Topics(spec.Section):
     ] = 1_000_000
 
 
-class Store(spec.Section):
+class Store(spec.Section, frozen=True):
     """Redis or Valkey: counters, user rows, fences and support sets."""
 
     url: Annotated[str, Meta(description="redis://host:port/db, or unix:///path")] = "redis://127.0.0.1:6379/0"
@@ -65,7 +65,7 @@ class Store(spec.Section):
     ] = 0.25
 
 
-class Objective(spec.Section):
+class Objective(spec.Section, frozen=True):
     """One label to predict."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", description="column name of the label")]
@@ -73,14 +73,14 @@ class Objective(spec.Section):
     min_value: Annotated[float, Meta(description="an action below this value does not count as positive")] = 0.0
 
 
-class Scenarios(spec.Section):
+class Scenarios(spec.Section, frozen=True):
     """Entry points. An unseen scenario is learned from its first sample; names here fix the display order."""
 
     known: Annotated[tuple[str, ...], Meta(description="names that are shown even before they have data")] = ()
     max_shown: Annotated[int, Meta(ge=1, description="scenarios with metrics of their own; more share `other`")] = 256
 
 
-class Actions(spec.Section):
+class Actions(spec.Section, frozen=True):
     """Kinds of action accepted on `clicks` beside those of the objectives."""
 
     other: Annotated[tuple[str, ...], Meta(description="kinds that are no label but feed features")] = ()
@@ -89,7 +89,7 @@ class Actions(spec.Section):
 TaskPart = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
-class Task(spec.Section):
+class Task(spec.Section, frozen=True):
     """The unit that gets its own adapted model."""
 
     key: Annotated[
@@ -98,7 +98,7 @@ class Task(spec.Section):
     ] = ("user",)
 
 
-class Join(spec.Section):
+class Join(spec.Section, frozen=True):
     """The label join, in event time."""
 
     mode: Annotated[
@@ -115,14 +115,14 @@ class Join(spec.Section):
     max_items: Annotated[int, Meta(ge=1, le=100_000, description="longest shown list accepted")] = 1000
 
 
-class Support(spec.Section):
+class Support(spec.Section, frozen=True):
     """A task's support set."""
 
     size: Annotated[int, Meta(ge=0, le=1024, description="newest samples kept (K)")] = 32
     max_age_s: Annotated[float, Meta(gt=0, description="older samples are evicted by event time, keys by expiry")] = 2_592_000.0
 
 
-class Model(spec.Section):
+class Model(spec.Section, frozen=True):
     """Which network, and its size."""
 
     name: Annotated[str, Meta(description="a name in the MODELS table")] = "pepnet"
@@ -138,7 +138,7 @@ class Model(spec.Section):
     wide: Annotated[bool, Meta(description="add a first-order weight per id and the user . item product")] = True
 
 
-class Embedding(spec.Section):
+class Embedding(spec.Section, frozen=True):
     """The fused embedding table."""
 
     capacity: Annotated[int, Meta(ge=1024, description="rows; the least recently seen is evicted beyond it")] = 1_000_000
@@ -147,7 +147,7 @@ class Embedding(spec.Section):
     init_scale: Annotated[float, Meta(ge=0, description="standard deviation of a new row; near zero is safe for cold ids")] = 0.01
 
 
-class MetaLearning(spec.Section):
+class MetaLearning(spec.Section, frozen=True):
     """First-order MAML on the tower (T2 to T5)."""
 
     mode: Annotated[
@@ -163,7 +163,7 @@ class MetaLearning(spec.Section):
     min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1
 
 
-class Optimizer(spec.Section):
+class Optimizer(spec.Section, frozen=True):
     """AdaGrad for embeddings, Adam for dense parameters."""
 
     embedding_rate: Positive = 0.05
@@ -175,7 +175,7 @@ class Optimizer(spec.Section):
     max_gradient_norm: Annotated[float, Meta(gt=0, description="dense gradients are scaled down to this norm")] = 10.0
 
 
-class Learner(spec.Section):
+class Learner(spec.Section, frozen=True):
     """The continuous learner."""
 
     rows_per_step: Annotated[int, Meta(ge=1, le=100_000, description="row budget of a minibatch of whole lists")] = 50
@@ -192,7 +192,7 @@ class Learner(spec.Section):
     metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9102
 
 
-class Snapshot(spec.Section):
+class Snapshot(spec.Section, frozen=True):
     """What the learner publishes."""
 
     directory: Annotated[str, Meta(description="folder shared with serving")] = "snapshots"
@@ -201,7 +201,7 @@ class Snapshot(spec.Section):
     keep: Annotated[int, Meta(ge=1, description="newest snapshots kept")] = 5
 
 
-class Serving(spec.Section):
+class Serving(spec.Section, frozen=True):
     """The scoring service."""
 
     host: Annotated[str, Meta(description="address to listen on; loopback by default")] = "127.0.0.1"
@@ -216,7 +216,7 @@ class Serving(spec.Section):
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
-class Streams(spec.Section):
+class Streams(spec.Section, frozen=True):
     """The Faust worker."""
 
     batch_lists: Annotated[int, Meta(ge=1, le=10_000, description="shown lists of a micro-batch")] = 256
@@ -226,7 +226,7 @@ class Streams(spec.Section):
     metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9101
 
 
-class Security(spec.Section):
+class Security(spec.Section, frozen=True):
     """Secrets come from the environment or from files, never from this file."""
 
     kafka_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -239,7 +239,7 @@ class Security(spec.Section):
     )
 
 
-class Config(spec.Section):
+class Config(spec.Section, frozen=True):
     """The whole file. `features` has no default: what a sample is must be said."""
 
     kafka: Kafka = Kafka()

@@ -22,7 +22,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every table of the configuration: immutable, and an unknown key is an error."""
 
 
-class Category(Section):
+class Category(Section, frozen=True):
     """An id column: any text or integer (booleans too), hashed to 64 bits; a list of them when multi-valued."""
 
     name: Name
@@ -32,7 +32,7 @@ class Category(Section):
     ] = 1
 
 
-class Number(Section):
+class Number(Section, frozen=True):
     """A number column, standardised by running moments in the learner."""
 
     name: Name
@@ -40,7 +40,7 @@ class Number(Section):
     transform: Annotated[Literal["none", "log1p"], Meta(description="applied to the raw value")] = "none"
 
 
-class Statistic(Section):
+class Statistic(Section, frozen=True):
     """A smoothed count or rate over a key or a combination of keys, from strictly earlier events."""
 
     name: Name
@@ -68,7 +68,7 @@ class Statistic(Section):
     over: Annotated[str, Meta(description="for residual: the earlier rate that is expected")] = ""
 
 
-class Recent(Section):
+class Recent(Section, frozen=True):
     """What the user lately did with this very item, with its category, or at all."""
 
     name: Name
@@ -80,7 +80,7 @@ class Recent(Section):
     max_age_s: Annotated[float, Meta(gt=0)] = 2_592_000.0
 
 
-class Place(Section):
+class Place(Section, frozen=True):
     """The item's place in its shown list."""
 
     name: Name
@@ -90,7 +90,7 @@ class Place(Section):
     ] = "rank"
 
 
-class Features(Section):
+class Features(Section, frozen=True):
     """All columns of a sample, in the order of declaration."""
 
     categories: tuple[Category, ...] = ()
