@@ -1,6 +1,6 @@
 """Everything that can be wrong with a request, in the one shape that every failure of the service has.
 
-    {"error": {"code": "too_many_candidates", "message": "1,001 candidates, at most 1,000", "hint": "split the request"}}
+`{"error": {"code": "too_many_candidates", "message": "1,001 candidates, at most 1,000", "hint": "split the request"}}`
 """
 
 import msgspec

@@ -1,16 +1,16 @@
 """The edge of the scoring service: bytes to a checked request, a reply to bytes. JSON and msgpack carry the same fields."""
 
-from typing import Annotated, Any, Literal
+import typing
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from serving.problems import Problem
+from state import config as configuration
+from state import records
 
 Format = Literal["json", "msgpack"]
-Id = str | int
-Scalar = str | int | float | bool | None
-Attributes = dict[str, Scalar | list[Scalar]]
 LATEST_MS = 253_402_300_799_999
 MEDIA_TYPES: dict[str, Format] = {
     "application/json": "json",
@@ -21,31 +21,31 @@ MEDIA_TYPES: dict[str, Format] = {
 CONTENT_TYPE: dict[Format, str] = {"json": "application/json", "msgpack": "application/msgpack"}
 
 
-class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One item to score. `position` is where it would be shown, its place in `candidates` if not given."""
+class Candidate(Protocol):
+    """One item to score. `position` is where it would be shown; its place in `candidates` if not given."""
 
-    item_id: Id
-    position: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    features: Attributes = {}
+    item_id: records.Id
+    position: int | None
+    features: Any
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One user, one scenario, the candidates that would be shown together."""
+class Request(Protocol):
+    """One user, one scenario, the candidates that would be shown together; attributes are typed by the feature spec."""
 
-    user_id: Id
-    scenario: str
-    candidates: Annotated[list[Candidate], Meta(min_length=1)]
-    request_id: Id | None = None
-    ts_ms: Annotated[int, Meta(ge=0, le=LATEST_MS)] | None = None
-    user: Attributes = {}
-    context: Attributes = {}
-    objectives: Annotated[list[str], Meta(min_length=1)] | None = None
+    user_id: records.Id
+    scenario: records.Id
+    candidates: list[Candidate]
+    request_id: records.Id | None
+    ts_ms: int | None
+    user: Any
+    context: Any
+    objectives: list[str] | None
 
 
 class Reply(msgspec.Struct, frozen=True):
     """Scores per objective in the order of the candidates, and what produced them."""
 
-    request_id: Id | None
+    request_id: records.Id | None
     version: str
     step: int
     scores: dict[str, list[float]]
@@ -56,11 +56,75 @@ class Reply(msgspec.Struct, frozen=True):
     took_ms: float
 
 
-_from: dict[Format, Any] = {
-    "json": msgspec.json.Decoder(Request).decode,
-    "msgpack": msgspec.msgpack.Decoder(Request).decode,
-}
-_to: dict[Format, Any] = {"json": msgspec.json.Encoder().encode, "msgpack": msgspec.msgpack.Encoder().encode}
+class Decoder:
+    """Reads requests of one configuration. Attributes that its feature spec does not read are ignored; other fields are errors."""
+
+    def __init__(self, config: configuration.Config) -> None:
+        self._objectives = tuple(o.name for o in config.objectives)
+        self._max_candidates = config.serving.max_candidates
+        kind = _request_type(records.impression_type(config.features))
+        self._decode: dict[Format, Any] = {
+            "json": msgspec.json.Decoder(kind).decode,
+            "msgpack": msgspec.msgpack.Decoder(kind).decode,
+        }
+
+    def decode(self, body: bytes, form: Format) -> Request:
+        """Read and check a request; afterwards every candidate has a position.
+
+        Raises:
+            Problem: 400 unreadable bytes; 422 a field is missing, unknown, mistyped or out of range, too many
+                candidates, or an objective that is not configured.
+        """
+        try:
+            request: Request = self._decode[form](body)
+        except msgspec.ValidationError as error:
+            raise Problem(422, "invalid_request", str(error), "see the fields of a request in docs/serving.md") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem(400, "malformed_body", f"the body is not {form}: {error}", "check Content-Type") from error
+        if len(request.candidates) > self._max_candidates:
+            raise Problem(
+                422,
+                "too_many_candidates",
+                f"{len(request.candidates):,} candidates, at most {self._max_candidates:,}",
+                "split the request, or raise serving.max_candidates",
+            )
+        for name in request.objectives or ():
+            if name not in self._objectives:
+                allowed = ", ".join(self._objectives)
+                raise Problem(422, "unknown_objective", f"objective {name!r} is not configured", f"one of: {allowed}")
+        for place, candidate in enumerate(request.candidates):
+            if candidate.position is None:
+                candidate.position = place
+        return request
+
+
+def _request_type(impression: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct of a request; `user`, `context` and a candidate's `features` are typed as in an impression."""
+    fields = {f.name: f for f in msgspec.structs.fields(impression)}
+    listed, *_ = typing.get_args(fields["items"].type)
+    (item,) = typing.get_args(listed)
+    features = next(f for f in msgspec.structs.fields(item) if f.name == "features")
+    candidate = msgspec.defstruct(
+        "Candidate",
+        [("item_id", records.Id), ("position", records.Place | None, None), ("features", features.type, features.default)],
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    candidates: Any = Annotated[list[candidate], Meta(min_length=1)]  # type: ignore[valid-type]
+    return msgspec.defstruct(
+        "Request",
+        [
+            ("user_id", records.Id),
+            ("scenario", records.Id),
+            ("candidates", candidates),
+            ("request_id", records.Id | None, None),
+            ("ts_ms", Annotated[int, Meta(ge=0, le=LATEST_MS)] | None, None),
+            ("user", fields["user"].type, fields["user"].default),
+            ("context", fields["context"].type, fields["context"].default),
+            ("objectives", Annotated[list[str], Meta(min_length=1)] | None, None),
+        ],
+        forbid_unknown_fields=True,
+    )
 
 
 def body_format(content_type: str) -> Format:
@@ -93,7 +157,7 @@ def reply_format(accept: str, fallback: Format) -> Format:
         if chosen and weight > 0 and (best is None or weight > best[0]):
             best = (weight, chosen)
     if best is None:
-        raise Problem(406, "not_acceptable", "no format of Accept can be written", "accept application/json or application/msgpack")
+        raise Problem(406, "not_acceptable", "no format of Accept can be written", "accept JSON or msgpack")
     return best[1]
 
 
@@ -108,30 +172,7 @@ def _quality(parameters: str) -> float:
     return 1.0
 
 
-def decode(body: bytes, form: Format, max_candidates: int, objectives: tuple[str, ...]) -> Request:
-    """Read and check a request.
-
-    Raises:
-        Problem: 400 unreadable bytes; 422 a field is missing, unknown, mistyped or out of range, too many
-            candidates, or an objective that is not configured.
-    """
-    try:
-        request: Request = _from[form](body)
-    except msgspec.ValidationError as error:
-        raise Problem(422, "invalid_request", str(error), "see the fields of a request in docs/serving.md") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(400, "malformed_body", f"the body is not {form}: {error}", "check Content-Type and the encoder") from error
-    if len(request.candidates) > max_candidates:
-        raise Problem(
-            422,
-            "too_many_candidates",
-            f"{len(request.candidates):,} candidates, at most {max_candidates:,}",
-            "split the request, or raise serving.max_candidates",
-        )
-    for name in request.objectives or ():
-        if name not in objectives:
-            raise Problem(422, "unknown_objective", f"objective {name!r} is not configured", f"one of: {', '.join(objectives)}")
-    return request
+_to: dict[Format, Any] = {"json": msgspec.json.Encoder().encode, "msgpack": msgspec.msgpack.Encoder().encode}
 
 
 def encode(value: object, form: Format) -> bytes:

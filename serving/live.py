@@ -1,0 +1,77 @@
+"""The model that answers, and those before it. One reference is swapped; a request keeps the one it began with."""
+
+import collections
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+REMEMBERED = 32
+
+
+class Support(NamedTuple):
+    """A task's labelled samples that the tower is adapted to: (K, F) ids, (K, D) numbers, (K, O) labels."""
+
+    ids: npt.NDArray[np.uint64]
+    x: npt.NDArray[np.float32]
+    label: npt.NDArray[np.float32]
+
+
+class Scores(Protocol):
+    """What a snapshot becomes once loaded: pure, and independent of what was scored before."""
+
+    def score(
+        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
+        """Probabilities (R, O) without and with adaptation, and the number of support rows that were used."""
+        ...
+
+
+class Model(NamedTuple):
+    """A loaded snapshot; immutable, so that a request that holds it sees one model to its end."""
+
+    version: str
+    step: int
+    created_ms: int
+    scorer: Scores
+
+
+class Seen(NamedTuple):
+    """One version's life in this process."""
+
+    version: str
+    step: int
+    created_ms: int
+    swapped_ms: int
+    first_scored_ms: int | None
+
+
+class Live:
+    """The current model, and the last versions with the time of their first score."""
+
+    def __init__(self) -> None:
+        self.current: Model | None = None
+        self.swaps = 0
+        self._seen: collections.OrderedDict[str, Seen] = collections.OrderedDict()
+
+    def swap(self, model: Model, now_ms: int) -> None:
+        """Let `model` answer every request that begins from now on."""
+        before = self._seen.pop(model.version, None)
+        first = before.first_scored_ms if before else None
+        self._seen[model.version] = Seen(model.version, model.step, model.created_ms, now_ms, first)
+        while len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        self.current = model
+        self.swaps += 1
+
+    def scored(self, version: str, now_ms: int) -> bool:
+        """Note that `version` answered a request; True when it was its first."""
+        seen = self._seen.get(version)
+        if seen is None or seen.first_scored_ms is not None:
+            return False
+        self._seen[version] = seen._replace(first_scored_ms=now_ms)
+        return True
+
+    def seen(self) -> list[Seen]:
+        """The remembered versions, the latest swapped first."""
+        return list(reversed(self._seen.values()))

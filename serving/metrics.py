@@ -1,0 +1,52 @@
+"""What Prometheus sees of the scoring service."""
+
+from typing import Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from serving.live import REMEMBERED, Model
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Metrics:
+    """Counters of one process, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("thousandfold_requests", "scoring requests", ["status"], registry=self.registry)
+        self.seconds = Histogram("thousandfold_request_seconds", "whole body to reply", buckets=SECONDS, registry=self.registry)
+        self.store = Histogram("thousandfold_store_seconds", "one read from the store", buckets=SECONDS, registry=self.registry)
+        self.plain = Counter("thousandfold_plain", "replies of the plain tower", ["reason"], registry=self.registry)
+        self.candidates = Counter("thousandfold_candidates", "candidates scored", registry=self.registry)
+        self.swaps = Counter("thousandfold_swaps", "snapshots swapped in", registry=self.registry)
+        self.refused = Counter("thousandfold_snapshots_refused", "snapshots that must not be used", registry=self.registry)
+        self.foreign = Counter("thousandfold_foreign_supports", "support sets of another feature spec", registry=self.registry)
+        self.step = Gauge("thousandfold_model_step", "training step of the model that answers", registry=self.registry)
+        self.created = Gauge("thousandfold_model_created_seconds", "when the model that answers was made", registry=self.registry)
+        self.first_score = Gauge(
+            "thousandfold_version_first_score_seconds",
+            f"when a version first scored, of the last {REMEMBERED}",
+            ["version"],
+            registry=self.registry,
+        )
+        self._first: list[str] = []
+
+    def swapped(self, model: Model) -> None:
+        """A model answers from now on."""
+        self.swaps.inc()
+        self.step.set(model.step)
+        self.created.set(model.created_ms / 1000)
+
+    def first_scored(self, version: str, at_ms: int) -> None:
+        """A version answered for the first time; the oldest of more than REMEMBERED is dropped."""
+        self.first_score.labels(version).set(at_ms / 1000)
+        self._first.append(version)
+        while len(self._first) > REMEMBERED:
+            self.first_score.remove(self._first.pop(0))
+
+    def text(self) -> bytes:
+        """The exposition of every metric."""
+        return prometheus_client.generate_latest(self.registry)
