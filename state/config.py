@@ -161,6 +161,9 @@ class MetaLearning(spec.Section, frozen=True):
     inner_rate: Annotated[float, Meta(ge=0, description="step size of the adaptation")] = 0.05
     inner_steps: Annotated[int, Meta(ge=1, le=5, description="steps of the adaptation")] = 1
     min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1
+    support_rows: Annotated[
+        int, Meta(ge=1, le=1024, description="newest support rows that an adaptation uses, in training and serving alike")
+    ] = 16
 
 
 class Optimizer(spec.Section, frozen=True):

@@ -1,0 +1,161 @@
+"""What a model is: a trunk that turns gathered inputs into meta inputs, and a tower that turns those into logits.
+
+A gathered input row is `[C x E pooled embeddings | C first-order weights | D standardised numbers]` (see `Geometry`). The
+tower is a rectified, gated linear layer and an output per objective; its parameters are the fast ones, which are adapted per
+task in closed form (`models.adaptation`). Dense parameters are named views of one flat vector.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from state import columns, config, spec
+
+U64 = npt.NDArray[np.uint64]
+F32 = npt.NDArray[np.float32]
+Shapes = dict[str, tuple[int, ...]]
+Parameters = Mapping[str, torch.Tensor]
+FAST = ("tower.weight", "tower.bias", "output.weight", "output.bias")
+
+
+class Batch(NamedTuple):
+    """Whole shown lists with their support, named as on the wire; R rows, L lists, S support rows (oldest first in a list)."""
+
+    ids: U64
+    """(R, F) hashes, `PAD` where absent."""
+    x: F32
+    """(R, D) raw numbers; NaN means absent."""
+    label: F32
+    """(R, O)"""
+    weight: F32
+    """(R, O) weight of a row's loss."""
+    scenario: U64
+    """(L,) hash of the scenario."""
+    n_items: npt.NDArray[np.integer[Any]]
+    """(L,) rows of each list."""
+    n_support: npt.NDArray[np.integer[Any]]
+    """(L,) support rows of each list."""
+    s_ids: U64
+    s_x: F32
+    s_label: F32
+
+
+def batch(packed: columns.Columns) -> Batch:
+    """The learner's part of an `episodes` record, without a copy."""
+    return Batch(*(packed[name] for name in Batch._fields))
+
+
+class Support(NamedTuple):
+    """One task's support rows, oldest first: ids (k, F), raw numbers (k, D), labels (k, O)."""
+
+    ids: U64
+    x: F32
+    label: F32
+
+
+class Geometry(NamedTuple):
+    """Where everything stands in a gathered input row."""
+
+    categories: tuple[str, ...]
+    numbers: tuple[str, ...]
+    width: int
+    objectives: int
+    user: int
+    """Position of the category that holds the user id, -1 if none is declared."""
+    item: int
+
+    @property
+    def embedded(self) -> int:
+        """Numbers of the pooled embeddings, C x E."""
+        return len(self.categories) * self.width
+
+    @property
+    def row(self) -> int:
+        """Numbers of a gathered input row."""
+        return self.embedded + len(self.categories) + len(self.numbers)
+
+    @property
+    def number_start(self) -> int:
+        """Where the standardised numbers start."""
+        return self.embedded + len(self.categories)
+
+    def span(self, category: str) -> slice:
+        """Columns of a category's embedding."""
+        at = self.categories.index(category) * self.width
+        return slice(at, at + self.width)
+
+
+def geometry(settings: config.Config) -> Geometry:
+    """The geometry that a configuration declares."""
+    categories = settings.features.categories
+    sources = [c.source for c in categories]
+    find = {s: i for i, s in reversed(list(enumerate(sources)))}
+    return Geometry(
+        tuple(c.name for c in categories),
+        spec.number_names(settings.features),
+        settings.model.embedding_width,
+        len(settings.objectives),
+        find.get("user_id", -1),
+        find.get("item_id", -1),
+    )
+
+
+class MetaInput(NamedTuple):
+    """What enters the tower, per row and objective: hidden (..., O, H1), gate (..., O, H2), offset (..., O) of the logit."""
+
+    hidden: torch.Tensor
+    gate: torch.Tensor
+    offset: torch.Tensor
+
+
+class Model(Protocol):
+    """A network as pure functions of its parameters. Rows never see one another: no statistics of a mixed batch."""
+
+    shapes: Shapes
+
+    def initial(self, seed: int) -> torch.Tensor:
+        """The flat vector of initial parameters; the same seed gives the same bytes."""
+
+    def trunk(self, parameters: Parameters, x: torch.Tensor) -> MetaInput:
+        """Gathered input rows (n, row) to meta inputs."""
+
+    def tower(self, fast: Parameters, meta: MetaInput) -> torch.Tensor:
+        """Meta inputs to logits (n, O)."""
+
+    def fast_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that are adapted per task."""
+
+
+def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:
+    """The tower that closed-form adaptation knows: relu(h W + b) x gate, then an output per objective. Logits (n, O)."""
+    hidden = torch.relu(meta.hidden @ fast["tower.weight"] + fast["tower.bias"]) * meta.gate
+    return (hidden * fast["output.weight"]).sum(-1) + fast["output.bias"] + meta.offset
+
+
+def size(shapes: Shapes) -> int:
+    """Numbers in a flat vector of these shapes."""
+    return sum(math.prod(s) for s in shapes.values())
+
+
+def views(flat: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Named views of a flat vector, in the order of declaration."""
+    out, at = {}, 0
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        out[name] = flat[at : at + n].view(shape)
+        at += n
+    return out
+
+
+def fan_in_normal(shapes: Shapes, seed: int) -> torch.Tensor:
+    """Weights (in, out) from a normal of variance 1 / in, everything one-dimensional zero."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.zeros(size(shapes))
+    for view in views(flat, shapes).values():
+        if view.dim() > 1:
+            view.copy_(torch.randn(view.shape, generator=generator) / view.shape[-2] ** 0.5)
+    return flat

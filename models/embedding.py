@@ -1,0 +1,114 @@
+"""The fused embedding table: one float32 row per admitted id, its embedding and one first-order weight.
+
+The table and its map are numpy arrays outside autograd: rows are gathered into the input matrix, whose gradient comes back
+for one exact row-wise AdaGrad step.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models import id_map, kernels, moments
+from state import config, spec
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+SERVING = ("table", "map.keys", "map.values", "moments")
+
+
+class Columns(NamedTuple):
+    """Geometry of the id matrix for the kernels: start and width (C,) of each category, field (F,) of each column."""
+
+    starts: I64
+    widths: I64
+    field_of: I64
+
+
+def columns(features: spec.Features) -> Columns:
+    """The id columns that the feature spec declares."""
+    declared = spec.id_columns(features)
+    starts = np.array([c.start for c in declared], np.int64)
+    widths = np.array([c.width for c in declared], np.int64)
+    return Columns(starts, widths, np.repeat(np.arange(len(declared)), widths).astype(np.int64))
+
+
+class Table:
+    """Embeddings, accumulators, id map and number moments: everything that is per id or per column, not dense.
+
+    The first C rows are the fields' shared rows and start at zero; they learn from ids that are not admitted yet and speak for
+    unknown ones.
+    """
+
+    def __init__(self, settings: config.Config) -> None:
+        self._settings = settings
+        self.columns = columns(settings.features)
+        embedding = settings.embedding
+        self.map = id_map.IdMap(
+            self.columns.field_of, embedding.capacity, embedding.admit_after, int(embedding.max_idle_s * 1000)
+        )
+        rows, numbers = self.map.fields + embedding.capacity, len(spec.number_names(settings.features))
+        self.width = settings.model.embedding_width
+        self.table = np.zeros((rows, self.width + 1), np.float32)
+        self.accumulator = np.zeros((rows, 2), np.float32)
+        self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
+        self.moments = np.zeros((3, numbers), np.float64)
+        self.mean, self.scale = moments.standard(self.moments)
+        self._mark = np.zeros(rows, np.int32)
+        self._total, self._touched = np.zeros((0, self.width + 1), np.float32), np.zeros(0, np.int32)
+
+    @property
+    def row(self) -> int:
+        """Numbers of a gathered input row."""
+        return len(self.columns.starts) * (self.width + 1) + len(self.mean)
+
+    def admit(self, ids: U64, now_ms: int) -> I32:
+        """Rows (n, F) of sighted ids; ids new to the table get their first values."""
+        rows, fresh = self.map.admit(ids, now_ms)
+        s = self._settings
+        kernels.initialise(
+            self.table, self.accumulator, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale,
+            s.optimizer.embedding_accumulator,
+        )  # fmt: skip
+        return rows
+
+    def gather(self, rows: I32, x: F32) -> F32:
+        """Input rows (n, row) for table rows (n, F) and raw numbers (n, D)."""
+        out = np.empty((len(rows), self.row), np.float32)
+        kernels.gather(self.table, rows, self.columns.starts, self.columns.widths, x, self.mean, self.scale, out)
+        return out
+
+    def descend(self, rows: I32, gradient: F32) -> None:
+        """One AdaGrad step by the gradient (n, row) of gathered inputs."""
+        if len(self._touched) < rows.size:
+            self._total, self._touched = np.zeros((rows.size, self.width + 1), np.float32), np.zeros(rows.size, np.int32)
+        kernels.adagrad(
+            self.table, self.accumulator, rows, self.columns.starts, self.columns.widths, gradient,
+            self._settings.optimizer.embedding_rate, self._mark, self._total, self._touched,
+        )  # fmt: skip
+
+    def observe(self, x: F32) -> None:
+        """Merge raw numbers (n, D) into the moments; called after the rows were trained on."""
+        moments.update(self.moments, x, moments.HALF_LIFE_ROWS)
+        self.mean, self.scale = moments.standard(self.moments)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The complete state as views, rows never used left out."""
+        used = self.map.rows
+        return {
+            "table": self.table[:used], "accumulator": self.accumulator[:used], "moments": self.moments, **self.map.arrays(),
+        }  # fmt: skip
+
+    def load(self, arrays: Arrays) -> None:
+        """Take over a state that `arrays` returned (copied)."""
+        self.map.load(dict(arrays))
+        used = len(arrays["table"])
+        self.table[:used], self.accumulator[:used] = arrays["table"], arrays["accumulator"]
+        self.table[used:], self.accumulator[used:] = 0, 0
+        self.moments[:] = arrays["moments"]
+        self.mean, self.scale = moments.standard(self.moments)

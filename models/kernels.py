@@ -1,0 +1,321 @@
+"""Native kernels of the embedding side: id map probes, pooled gather, exact row-wise AdaGrad, Adam, distinct support rows."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from state.kernels import kernel
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[Any]
+
+PAD = np.uint64(2**64 - 1)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31, _S32, _S48 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32), np.uint64(48)
+_LOW16 = np.uint64(0xFFFF)
+_HIGH, _FREE, _USED, _ADMITTED, _IDLE, _REFUSED = 0, 1, 2, 3, 4, 6
+
+
+@kernel
+def mix(z: np.uint64) -> np.uint64:
+    """The finaliser of splitmix64 (Steele et al. 2014): a bijection of 64-bit words."""
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@kernel
+def salts(fields: int) -> U64:
+    """One random-looking word per field."""
+    out = np.empty(fields, np.uint64)
+    for f in range(fields):
+        out[f] = mix(_GOLDEN * np.uint64(f + 1))
+    return out
+
+
+@kernel
+def find(ids: U64, field_of: I64, salt: U64, keys: U64, values: I32, out: I32) -> None:
+    """Rows of ids: -1 for PAD, the field's shared row for an id without a row of its own."""
+    last = np.uint64(len(keys) - 1)
+    for i in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            if ids[i, f] == PAD:
+                out[i, f] = -1
+                continue
+            key = mix(ids[i, f] ^ salt[f])
+            h = key & last
+            while values[h] != 0 and keys[h] != key:
+                h = (h + np.uint64(1)) & last
+            out[i, f] = values[h] - 1 if values[h] > 0 else field_of[f]
+
+
+@kernel
+def touch(ids: U64, salt: U64, keys: U64, values: I32, seen: I64, now: int) -> int:
+    """Mark the admitted ids among these as seen now; returns how many occurrences own no row."""
+    last, unknown = np.uint64(len(keys) - 1), 0
+    for i in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            if ids[i, f] == PAD:
+                continue
+            key = mix(ids[i, f] ^ salt[f])
+            h = key & last
+            while values[h] != 0 and keys[h] != key:
+                h = (h + np.uint64(1)) & last
+            if values[h] > 0:
+                seen[h] = now
+            else:
+                unknown += 1
+    return unknown
+
+
+@kernel
+def _take(counts: I64, free: I32, rows: int) -> int:
+    """A row that nobody owns, or -1."""
+    if counts[_FREE] > 0:
+        counts[_FREE] -= 1
+        counts[_ADMITTED] += 1
+        return int(free[counts[_FREE]])
+    if counts[_HIGH] < rows:
+        counts[_HIGH] += 1
+        counts[_ADMITTED] += 1
+        return int(counts[_HIGH] - 1)
+    counts[_REFUSED] += 1
+    return -1
+
+
+@kernel
+def admit(
+    ids: U64, field_of: I64, salt: U64, keys: U64, values: I32, seen: I64, counts: I64, free: I32,
+    now: int, admit_after: int, max_idle: int, rows: int, out: I32, fresh_rows: I32, fresh_keys: U64,
+) -> int:  # fmt: skip
+    """Count one sighting of each id and write its row; returns how many rows were handed out anew (`fresh_*`)."""
+    last, n = np.uint64(len(keys) - 1), 0
+    for i in range(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            if ids[i, f] == PAD:
+                out[i, f] = -1
+                continue
+            key = mix(ids[i, f] ^ salt[f])
+            h = key & last
+            while values[h] != 0 and keys[h] != key:
+                h = (h + np.uint64(1)) & last
+            value = values[h]
+            if value == 0:
+                keys[h] = key
+                counts[_USED] += 1
+            elif now - seen[h] > max_idle:
+                if value > 0:
+                    fresh_rows[n], fresh_keys[n] = value - 1, key
+                    n += 1
+                    counts[_IDLE] += 1
+                else:
+                    value = 0
+            seen[h] = now
+            if value <= 0:
+                value = value - 1 if value > -255 else value
+                if -value >= admit_after:
+                    row = _take(counts, free, rows)
+                    if row >= 0:
+                        value = row + 1
+                        fresh_rows[n], fresh_keys[n] = row, key
+                        n += 1
+            values[h] = value
+            out[i, f] = value - 1 if value > 0 else field_of[f]
+    return n
+
+
+@kernel
+def insert(old_keys: U64, old_values: I32, old_seen: I64, keys: U64, values: I32, seen: I64) -> None:
+    """Place distinct entries into an empty map."""
+    last = np.uint64(len(keys) - 1)
+    for i in range(len(old_keys)):
+        h = old_keys[i] & last
+        while values[h] != 0:
+            h = (h + np.uint64(1)) & last
+        keys[h], values[h], seen[h] = old_keys[i], old_values[i], old_seen[i]
+
+
+@kernel
+def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, scale: float, start: float) -> None:
+    """Give rows their first values, a function of (seed, key): about normal, the sum of four uniforms; first-order weight 0."""
+    width = table.shape[1] - 1
+    for i in range(len(rows)):
+        state = mix(keys[i] ^ mix(np.uint64(seed) + _GOLDEN))
+        for d in range(width):
+            state += _GOLDEN
+            z = mix(state)
+            total = (z & _LOW16) + ((z >> np.uint64(16)) & _LOW16) + ((z >> _S32) & _LOW16) + (z >> _S48)
+            table[rows[i], d] = np.float32((np.float64(total) / 65536.0 - 2.0) * 1.7320508075688772 * scale)
+        table[rows[i], width] = 0
+        accumulator[rows[i], 0] = start
+        accumulator[rows[i], 1] = start
+
+
+@kernel
+def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
+    """Fill `[C x E mean-pooled embeddings | C first-order weights | D standardised numbers]`; absent values are zero."""
+    width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
+    first = categories * width
+    for i in range(rows.shape[0]):
+        for c in range(categories):
+            at = c * width
+            if widths[c] == 1:
+                r = rows[i, starts[c]]
+                if r >= 0:
+                    for d in range(width):
+                        out[i, at + d] = table[r, d]
+                    out[i, first + c] = table[r, width]
+                    continue
+            for d in range(width):
+                out[i, at + d] = 0
+            out[i, first + c] = 0
+            n = 0
+            for f in range(starts[c], starts[c] + widths[c]):
+                r = rows[i, f]
+                if r >= 0:
+                    n += 1
+                    for d in range(width):
+                        out[i, at + d] += table[r, d]
+                    out[i, first + c] += table[r, width]
+            if n > 1:
+                share = np.float32(1) / np.float32(n)
+                for d in range(width):
+                    out[i, at + d] *= share
+                out[i, first + c] *= share
+        for j in range(x.shape[1]):
+            v = (x[i, j] - mean[j]) * scale[j]
+            out[i, first + categories + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
+
+
+@kernel
+def adagrad(
+    table: F32, accumulator: F32, rows: I32, starts: I64, widths: I64, gradient: F32, rate: float, mark: I32, total: F32, touched: I32
+) -> int:
+    """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
+
+    The first-order weight has an accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows;
+    `mark` (zero on entry and exit) has a word per table row. Returns how many distinct rows were changed.
+    """
+    width, categories = table.shape[1] - 1, len(starts)
+    n = 0
+    for i in range(rows.shape[0]):
+        for c in range(categories):
+            present = 0
+            for f in range(starts[c], starts[c] + widths[c]):
+                present += rows[i, f] >= 0
+            share = np.float32(1) / np.float32(max(present, 1))
+            for f in range(starts[c], starts[c] + widths[c]):
+                r = rows[i, f]
+                if r < 0:
+                    continue
+                k = mark[r] - 1
+                if k < 0:
+                    k = n
+                    n += 1
+                    mark[r] = n
+                    touched[k] = r
+                    for d in range(width + 1):
+                        total[k, d] = 0
+                for d in range(width):
+                    total[k, d] += gradient[i, c * width + d] * share
+                total[k, width] += gradient[i, categories * width + c] * share
+    step, tiny = np.float32(rate), np.float32(1e-8)
+    for k in range(n):
+        r = touched[k]
+        mark[r] = 0
+        squares = np.float32(0)
+        for d in range(width):
+            squares += total[k, d] * total[k, d]
+        accumulator[r, 0] += squares / np.float32(width)
+        accumulator[r, 1] += total[k, width] * total[k, width]
+        by = step / (np.sqrt(accumulator[r, 0]) + tiny)
+        for d in range(width):
+            table[r, d] -= by * total[k, d]
+        table[r, width] -= step / (np.sqrt(accumulator[r, 1]) + tiny) * total[k, width]
+    return n
+
+
+@kernel
+def squares(values: F32) -> float:
+    """Sum of squares in double precision; not finite if any value is not."""
+    total = 0.0
+    for i in range(len(values)):
+        total += np.float64(values[i]) * np.float64(values[i])
+    return total
+
+
+@kernel
+def adam(
+    values: F32, mean: F32, square: F32, gradient: F32, scale: float, step: int, rate: float, beta1: float, beta2: float, decay: float
+) -> None:
+    """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019); gradients are scaled by `scale`."""
+    one = np.float32(1)
+    b1, b2, s = np.float32(beta1), np.float32(beta2), np.float32(scale)
+    by = np.float32(rate / (1.0 - beta1**step))
+    root = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
+    keep = np.float32(1.0 - rate * decay)
+    for i in range(len(values)):
+        g = gradient[i] * s
+        mean[i] = b1 * mean[i] + (one - b1) * g
+        square[i] = b2 * square[i] + (one - b2) * g * g
+        values[i] = values[i] * keep - by * mean[i] / (np.sqrt(square[i]) * root + np.float32(1e-8))
+
+
+@kernel
+def _same(i: int, j: int, ids: U64, x: U32, label: U32) -> bool:
+    for f in range(ids.shape[1]):
+        if ids[i, f] != ids[j, f]:
+            return False
+    for f in range(x.shape[1]):
+        if x[i, f] != x[j, f]:
+            return False
+    for f in range(label.shape[1]):
+        if label[i, f] != label[j, f]:
+            return False
+    return True
+
+
+@kernel
+def distinct(
+    ids: U64, x: U32, label: U32, counts: I64, wanted: Bools, cap: int, index: I32, taken: I64, first: I64, slots: I32
+) -> int:
+    """Which support rows must be computed: lists of one task close together share most of theirs.
+
+    The newest `cap` rows of each wanted list are kept. `index` (L, cap) points into the distinct rows, whose positions are
+    `first[:n]`; `taken` (L,) is how many a list kept. Rows are equal when every bit is. `slots`: power-of-two scratch.
+    """
+    slots[:] = -1
+    last, n, end = np.uint64(len(slots) - 1), 0, 0
+    for t in range(len(counts)):
+        start, end = end, end + counts[t]
+        taken[t] = 0
+        if not wanted[t]:
+            continue
+        start = max(start, end - cap)
+        for i in range(start, end):
+            h = np.uint64(0)
+            for f in range(ids.shape[1]):
+                h = (h ^ ids[i, f]) * _M1
+                h ^= h >> _S32
+            for f in range(x.shape[1]):
+                h = (h ^ np.uint64(x[i, f])) * _M1
+            for f in range(label.shape[1]):
+                h = (h ^ np.uint64(label[i, f])) * _M1
+            h = mix(h) & last
+            while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
+                h = (h + np.uint64(1)) & last
+            if slots[h] < 0:
+                slots[h] = n
+                first[n] = i
+                n += 1
+            index[t, i - start] = slots[h]
+            taken[t] += 1
+    return n
+

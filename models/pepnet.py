@@ -1,0 +1,125 @@
+"""PEPNet (Chang et al. 2023): gates personalise the embeddings by scenario and the hidden layers by user and item.
+
+EPNet scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet
+scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One tower is
+shared by all scenarios and its hidden weights by all objectives; each objective has gates and an output of its own. Beside
+the tower stand a first-order weight per id and the user . item product.
+"""
+
+import torch
+
+from models import base
+from state import config
+
+
+class PEPNet:
+    """The network as pure functions of its parameters."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self.geometry = base.geometry(settings)
+        self.model = settings.model
+        self.objectives = self.geometry.objectives
+        self.scenario = [self.geometry.span(n) for n in self.model.scenario_features if n in self.geometry.categories]
+        self.personal = [self.geometry.span(n) for n in self.model.personal_features if n in self.geometry.categories]
+        self.inputs = self.geometry.embedded + len(self.geometry.numbers)
+        self.shapes = self._shapes()
+
+    def _shapes(self) -> base.Shapes:
+        model, inputs, objectives = self.model, self.inputs, self.objectives
+        shapes: base.Shapes = {}
+        if model.use_epnet:
+            shapes |= _layer("epnet.in", inputs, model.gate_hidden) | _layer("epnet.out", model.gate_hidden, self.geometry.embedded)
+        widths = (inputs, *model.hidden)
+        for i, (fan_in, width) in enumerate(zip(widths[:-2], widths[1:-1], strict=True)):
+            shapes |= _layer(f"hidden{i}", fan_in, width)
+        if model.use_ppnet:
+            gates = len(model.hidden) * objectives
+            personal = inputs + len(self.personal) * self.geometry.width
+            shapes |= _layer("ppnet.in", personal, gates * model.gate_hidden)
+            for i, width in enumerate(model.hidden):
+                shapes[f"ppnet.out{i}.weight"] = (objectives, model.gate_hidden, width)
+                shapes[f"ppnet.out{i}.bias"] = (objectives * width,)
+        shapes |= _layer("tower", widths[-2], widths[-1])
+        shapes["output.weight"] = (objectives, widths[-1])
+        shapes["output.bias"] = (objectives,)
+        if model.wide:
+            shapes["wide.scale"] = (objectives * 2,)
+        return shapes
+
+    def initial(self, seed: int) -> torch.Tensor:
+        """Fan-in normal weights, zero biases; the output starts at the size that a fan-in of the last layer gives."""
+        flat = base.fan_in_normal(self.shapes, seed)
+        views = base.views(flat, self.shapes)
+        views["output.weight"].mul_((self.objectives / self.model.hidden[-1]) ** 0.5)
+        if self.model.wide:
+            views["wide.scale"].fill_(1.0)
+        return flat
+
+    def fast_parameters(self) -> tuple[str, ...]:
+        """The last hidden layer and the output."""
+        return base.FAST
+
+    def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
+        """Logits (n, O)."""
+        return base.tower(fast, meta)
+
+    def trunk(self, parameters: base.Parameters, x: torch.Tensor) -> base.MetaInput:
+        """Everything up to the last hidden layer's input, that layer's gates, and the wide part as the logit's offset."""
+        embedded, numbers = x[:, : self.geometry.embedded], x[:, self.geometry.number_start :]
+        entry = self._epnet(parameters, embedded, numbers)
+        gates = self._ppnet(parameters, embedded, entry)
+        hidden = entry.unsqueeze(1).expand(-1, self.objectives, -1)
+        for i in range(len(self.model.hidden) - 1):
+            weight, bias = parameters[f"hidden{i}.weight"], parameters[f"hidden{i}.bias"]
+            if i == 0:
+                hidden = torch.relu(torch.addmm(bias, entry, weight)).unsqueeze(1) * gates[i]
+            else:
+                hidden = torch.relu(hidden @ weight + bias) * gates[i]
+        return base.MetaInput(hidden, gates[-1], self._wide(parameters, x))
+
+    def _epnet(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        if not self.model.use_epnet:
+            return torch.cat([embedded, numbers], 1)
+        seen = torch.cat([_without_gradient(embedded, self.scenario) if self.model.stop_gradient else embedded, numbers], 1)
+        hidden = torch.relu(torch.addmm(parameters["epnet.in.bias"], seen, parameters["epnet.in.weight"]))
+        gate = torch.sigmoid(torch.addmm(parameters["epnet.out.bias"], hidden, parameters["epnet.out.weight"]))
+        return torch.cat([embedded * (self.model.gamma * gate), numbers], 1)
+
+    def _ppnet(self, parameters: base.Parameters, embedded: torch.Tensor, entry: torch.Tensor) -> list[torch.Tensor]:
+        """A gate (n, O, width) for each hidden layer."""
+        rows, layers, objectives = len(embedded), self.model.hidden, self.objectives
+        if not self.model.use_ppnet:
+            return [torch.ones(rows, objectives, width) for width in layers]
+        seen = torch.cat([entry.detach() if self.model.stop_gradient else entry, *(embedded[:, s] for s in self.personal)], 1)
+        hidden = torch.relu(torch.addmm(parameters["ppnet.in.bias"], seen, parameters["ppnet.in.weight"]))
+        parts = hidden.view(rows, len(layers), objectives, self.model.gate_hidden).permute(1, 2, 0, 3)
+        gates = []
+        for i, width in enumerate(layers):
+            bias = parameters[f"ppnet.out{i}.bias"].view(objectives, 1, width)
+            logit = torch.baddbmm(bias, parts[i], parameters[f"ppnet.out{i}.weight"])
+            gates.append(self.model.gamma * torch.sigmoid(logit).transpose(0, 1))
+        return gates
+
+    def _wide(self, parameters: base.Parameters, x: torch.Tensor) -> torch.Tensor:
+        if not self.model.wide:
+            return x.new_zeros(len(x), self.objectives)
+        g = self.geometry
+        scale = parameters["wide.scale"].view(self.objectives, 2)
+        offset = x[:, g.embedded : g.number_start].sum(1, keepdim=True) * scale[:, 0]
+        if g.user < 0 or g.item < 0:
+            return offset
+        user, item = x[:, g.user * g.width : (g.user + 1) * g.width], x[:, g.item * g.width : (g.item + 1) * g.width]
+        return offset + (user * item).sum(1, keepdim=True) * scale[:, 1]
+
+
+def _layer(name: str, inputs: int, outputs: int) -> base.Shapes:
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
+
+
+def _without_gradient(x: torch.Tensor, keep: list[slice]) -> torch.Tensor:
+    """`x` detached but for the columns `keep`."""
+    parts, at = [], 0
+    for span in sorted(keep, key=lambda s: int(s.start)):
+        parts += [x[:, at : span.start].detach(), x[:, span]]
+        at = span.stop
+    return torch.cat([*parts, x[:, at:].detach()], 1)

@@ -1,0 +1,66 @@
+"""Support rows of a minibatch as adaptation tasks: which lists are adapted, from which distinct rows, padded how."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models import base, kernels, modes
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+
+class Distinct(NamedTuple):
+    """The support rows that must be computed, each once, and who uses them."""
+
+    rows: I64
+    """(U,) positions among the batch's support rows."""
+    index: I32
+    """(L, cap) positions in `rows`; only the first `taken` of a list count."""
+    taken: I64
+    """(L,) rows a list adapts on; 0 leaves it unadapted."""
+
+
+def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
+    """Choose each list's newest `cap` rows, none where the mode is off or the list has fewer than `least` rows."""
+    counts = np.ascontiguousarray(batch.n_support, np.int64)
+    wanted = (codes != modes.OFF) & (counts >= max(least, 1))
+    rows = len(batch.s_ids)
+    index, taken = np.zeros((len(counts), cap), np.int32), np.zeros(len(counts), np.int64)
+    if not wanted.any():
+        return Distinct(np.zeros(0, np.int64), index, taken)
+    first = np.empty(rows, np.int64)
+    slots = np.empty(1 << (2 * rows).bit_length(), np.int32)
+    n = kernels.distinct(
+        np.array(batch.s_ids), np.array(batch.s_x).view(np.uint32), np.array(batch.s_label).view(np.uint32),
+        counts, wanted, cap, index, taken, first, slots,
+    )  # fmt: skip
+    return Distinct(first[:n], index, taken)
+
+
+class Padded(NamedTuple):
+    """T adapted lists as rectangles: support (T, K) with weights 1 / n or 0, queries (T, Q), and the way back."""
+
+    support: torch.Tensor
+    weight: torch.Tensor
+    query: torch.Tensor
+    rows: torch.Tensor
+    """(n,) minibatch rows of adapted lists."""
+    back: torch.Tensor
+    """(n,) their positions in the flattened (T, Q)."""
+
+
+def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]]) -> Padded:
+    """Rectangles for the lists that have support; padding points at some valid row and is masked by weight or never read."""
+    lists = np.flatnonzero(found.taken)
+    taken, items = found.taken[lists], np.asarray(n_items, np.int64)[lists]
+    starts = (np.cumsum(n_items) - n_items)[lists].astype(np.int64)
+    k, q = np.arange(taken.max()), np.arange(items.max())
+    weight = np.where(k < taken[:, None], 1.0 / taken[:, None], 0.0).astype(np.float32)
+    inside = q < items[:, None]
+    query = starts[:, None] + np.where(inside, q, 0)
+    arrays = (found.index[lists, : len(k)].astype(np.int64), weight, query, query[inside], np.flatnonzero(inside))
+    return Padded(*(torch.from_numpy(a) for a in arrays))
