@@ -6,15 +6,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.base import Support
+
 REMEMBERED = 32
-
-
-class Support(NamedTuple):
-    """A task's labelled samples that the tower is adapted to: (K, F) ids, (K, D) numbers, (K, O) labels."""
-
-    ids: npt.NDArray[np.uint64]
-    x: npt.NDArray[np.float32]
-    label: npt.NDArray[np.float32]
 
 
 class Scores(Protocol):

@@ -84,7 +84,8 @@ async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
     """Like `asyncio.wait_for`, but a reply that arrived while the loop was busy past the deadline is still taken.
 
     Raises:
-        TimeoutError: nothing arrived in time; the call is cancelled.
+        TimeoutError: nothing arrived in time. The call goes on to the store's own, longer limit, at which a dead
+            connection is closed and opened again; were it cancelled here, nobody would ever notice.
     """
     try:
         await asyncio.wait((future,), timeout=timeout_s)
@@ -96,5 +97,9 @@ async def _within(future: "asyncio.Future[Result]", timeout_s: float) -> Result:
             return future.result()
         raise TimeoutError
     finally:
-        if not future.done():
-            future.cancel()
+        future.add_done_callback(_retrieve)
+
+
+def _retrieve(future: "asyncio.Future[Result]") -> None:
+    if not future.cancelled():
+        future.exception()

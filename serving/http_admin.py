@@ -11,7 +11,7 @@ import starlette.requests
 import starlette.routing
 from starlette.responses import Response
 
-from serving import app
+from serving import http_public
 from serving import metrics as prometheus
 from serving.live import Live, Model
 from serving.problems import Problem
@@ -86,7 +86,7 @@ def application(service: Service) -> starlette.applications.Starlette:
 
     async def versions(request: starlette.requests.Request) -> Response:
         _guard(request)
-        return app.write(await _versions(service), app.answer_format(request))
+        return http_public.write(await _versions(service), http_public.answer_format(request))
 
     async def rollback(request: starlette.requests.Request) -> Response:
         wanted = await _body(request, Rollback)
@@ -96,16 +96,16 @@ def application(service: Service) -> starlette.applications.Starlette:
             raise Problem(404, "no_such_version", "there is no intact snapshot to roll back to", "see GET /admin/versions")
         if before is None or model.version != before.version:
             service.swapped(model)
-        return app.write(await _versions(service), app.answer_format(request))
+        return http_public.write(await _versions(service), http_public.answer_format(request))
 
     async def follow(request: starlette.requests.Request) -> Response:
         _guard(request)
         service.watcher.follow()
-        return app.write(await _versions(service), app.answer_format(request))
+        return http_public.write(await _versions(service), http_public.answer_format(request))
 
     async def meta(request: starlette.requests.Request) -> Response:
         switch = await _body(request, Switch)
-        return app.write(service.switch(switch.scenario, switch.mode), app.answer_format(request))
+        return http_public.write(service.switch(switch.scenario, switch.mode), http_public.answer_format(request))
 
     return starlette.applications.Starlette(
         routes=[
@@ -113,9 +113,9 @@ def application(service: Service) -> starlette.applications.Starlette:
             starlette.routing.Route("/admin/rollback", rollback, methods=["POST"]),
             starlette.routing.Route("/admin/follow", follow, methods=["POST"]),
             starlette.routing.Route("/admin/meta", meta, methods=["POST"]),
-            *app.common_routes(service.metrics),
+            *http_public.common_routes(service.metrics),
         ],
-        exception_handlers=app.HANDLERS,
+        exception_handlers=http_public.HANDLERS,
     )
 
 
@@ -128,7 +128,7 @@ def _guard(request: starlette.requests.Request) -> None:
 
 async def _body(request: starlette.requests.Request, kind: type[Kind]) -> Kind:
     _guard(request)
-    body = await app.read_body(request, BODY_LIMIT_BYTES)
+    body = await http_public.read_body(request, BODY_LIMIT_BYTES)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.ValidationError as error:
