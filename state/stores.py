@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """All input of (topic, partition) up to and including `offset` is counted; `expected` is what the store must hold (-1: none)."""
+    """All input of (topic, partition) up to and including `offset` is counted; the store must hold `expected` (-1: none)."""
 
     topic: str
     partition: int
@@ -48,7 +48,10 @@ class Fence(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """One all-or-nothing call. Per kind of key: keys and, for a shared kind, deltas to merge; for an owned kind, new values."""
+    """One all-or-nothing call. Per kind of key: keys and, for a shared kind, deltas to merge; for an owned kind, new values.
+
+    Keys are unique within a kind. Every fence that is moved makes the call safe to repeat; one that moves none is not.
+    """
 
     fences: tuple[Fence, ...]
     cells: tuple[tuple[U64, F64], ...]
@@ -58,6 +61,18 @@ class Counted(NamedTuple):
 
 class Fenced(RuntimeError):
     """Another worker counted this input: the partition has a new owner, and this worker must stop."""
+
+
+class StoreUnavailable(ConnectionError):
+    """No answer from the store: nothing listens there, the connection broke, or it took too long. The next call tries again."""
+
+    def __init__(self, url: str, cause: str) -> None:
+        super().__init__(f"store {url}: {cause}; check that it runs and that store.url is right (thousandfold doctor)")
+        self.url, self.cause = url, cause
+
+
+class StoreRefused(RuntimeError):
+    """The store answered with an error that trying again does not mend: wrong password, foreign values, out of memory."""
 
 
 class Store(Protocol):
