@@ -1,0 +1,1 @@
+"""The Faust worker: enrich, join and group over pure cores."""

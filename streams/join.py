@@ -1,0 +1,346 @@
+"""The label join of one input partition: shown lists and actions in, labelled lists out, in event time.
+
+Pure and driven by its input alone: the watermark travels in the messages, so reading the same messages again gives the same
+output. Set semantics: duplicates change nothing, and input in any order within the allowed lateness gives the same samples.
+
+When may a message be released (acknowledged)? Let W be the window and T the newest event time of the lists of all released
+messages. A list is remembered, and its message held, until the watermark passes its time plus 2 W; a message is also held until
+every action in it is settled. So all that is released was released when the watermark had passed T + 2 W. After a restart the
+first message read says T (`before_ms`). A label of a list that is not read again is no later than T + W: if it came before
+the release it was settled then, a window before. Hence, until the watermark has passed T + 2 W again, an action of an unknown
+request that is no later than T + W is a repetition; every other one is judged as if there had been no restart.
+"""
+
+import heapq
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from state import ids
+from state.columns import Columns
+from state.config import Config
+
+F32 = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
+LISTS = ("request", "user", "scenario", "ts", "n_items")
+ROWS = ("item", "ids", "x")
+NEVER = -(2**62)
+
+
+class Rules(NamedTuple):
+    """What the join needs of a configuration. `objectives[kind]` lists (objective, least value) of that kind of action."""
+
+    window_ms: int
+    lateness_ms: int
+    eager: bool
+    objectives: tuple[tuple[tuple[int, float], ...], ...]
+    n_objectives: int
+
+
+def rules(config: Config) -> Rules:
+    """The join's part of a configuration."""
+    by_kind = tuple(
+        tuple((i, o.min_value) for i, o in enumerate(config.objectives) if o.action == kind) for kind in config.action_kinds
+    )
+    window_ms, lateness_ms = round(config.join.window_s * 1000), round(config.join.lateness_s * 1000)
+    return Rules(window_ms, lateness_ms, config.join.mode == "eager", by_kind, len(config.objectives))
+
+
+class Unjoined(NamedTuple):
+    """An action that became no label, for dead-letters: where it stood in `clicks`, its bytes, and why (`late` or `orphan`)."""
+
+    reason: str
+    detail: str
+    offset: int
+    raw: bytes
+
+
+class Output(NamedTuple):
+    """What may leave: columns of lists (`samples` without `task`), actions without a list, tokens to release, in order."""
+
+    lists: Columns | None
+    unjoined: list[Unjoined]
+    released: list[Any]
+
+
+class Counts:
+    """What became of the input. Every action is counted once; `copies` counts further copies of a list."""
+
+    __slots__ = ("copies", "labels", "late", "lists", "orphans", "others", "repeated", "revisions")
+
+    def __init__(self) -> None:
+        self.lists = self.copies = self.labels = self.late = self.orphans = self.others = self.repeated = self.revisions = 0
+
+
+class _Action(NamedTuple):
+    request: int
+    item: int
+    ts: int
+    objectives: tuple[int, ...]
+    offset: int
+    raw: bytes
+
+
+class _Block:
+    """The lists of one message, with their labels so far and the number of revisions of each."""
+
+    __slots__ = ("columns", "ends", "item", "label", "revisions", "starts", "ts")
+
+    def __init__(self, columns: Columns, n_objectives: int) -> None:
+        self.columns, self.item = columns, columns["item"]
+        ends = np.cumsum(columns["n_items"], dtype=np.int64)
+        self.starts: list[int] = (ends - columns["n_items"]).tolist()
+        self.ends: list[int] = ends.tolist()
+        self.ts: list[int] = columns["ts"].tolist()
+        self.label: F32 = np.zeros((len(self.item), n_objectives), np.float32)
+        self.revisions = [0] * len(self.ts)
+
+
+class _Piece(NamedTuple):
+    """Lists of a block to be emitted: `which` (ascending) None means all, `rows` are theirs. Labels are those of emission."""
+
+    block: _Block
+    which: Index | None
+    rows: slice | Index
+    version: int
+    label: F32
+    weight: F32
+
+
+class Partition:
+    """The open lists and waiting actions of one input partition."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules, self.counts = rules, Counts()
+        self.watermark_ms = NEVER
+        self.open_lists = 0
+        self._settled_ms: int | None = None
+        # Lists of one message up to this far apart in time leave together; a stray one must not hold the others back.
+        self._slack_ms = max(rules.lateness_ms, 1000)
+        self._memory_ms = 2 * rules.window_ms + self._slack_ms
+        # request -> (block, place in it) of its list, None once it is closed
+        self._lists: dict[int, tuple[_Block, int] | None] = {}
+        self._runs: list[tuple[int, int, _Block, Index | None]] = []
+        self._closed: deque[tuple[int, list[int]]] = deque()
+        self._waiting: dict[int, list[_Action]] = {}
+        self._expiry: list[tuple[int, int, int]] = []
+        self._seen: set[int] = set()
+        self._seen_order: list[tuple[int, int]] = []
+        self._held: deque[tuple[int, Any]] = deque()
+        self._pieces: list[_Piece] = []
+        self._unjoined: list[Unjoined] = []
+        self._order = 0
+
+    def take(self, head: dict[str, Any], columns: Columns, token: Any) -> None:
+        """Take one message of `enriched`: its lists, then its actions, then its watermark.
+
+        `token` is given back by `emit` when the message may be acknowledged. `head` holds `watermark_ms` and, where it is known,
+        `before_ms`: the newest event time of the lists before this message.
+        """
+        if self._settled_ms is None:
+            self._settled_ms = int(head.get("before_ms", NEVER))
+        hold = NEVER
+        if len(columns["ts"]):
+            hold = self._take_lists(columns)
+        if len(columns["a_ts"]):
+            hold = max(hold, self._take_actions(columns))
+        self._held.append((hold, token))
+        self.advance(int(head["watermark_ms"]))
+
+    def advance(self, event_ms: int) -> None:
+        """Move the watermark: all input up to `event_ms` less the allowed lateness has been taken."""
+        self.watermark_ms = max(self.watermark_ms, event_ms - self.rules.lateness_ms)
+
+    def emit(self) -> Output:
+        """Close what the watermark has passed and return what may leave since the last call."""
+        self._close()
+        self._expire()
+        self._forget()
+        released = []
+        while self._held and self._held[0][0] <= self.watermark_ms:
+            released.append(self._held.popleft()[1])
+        pieces, self._pieces = self._pieces, []
+        unjoined, self._unjoined = self._unjoined, []
+        return Output(_joined(pieces) if pieces else None, unjoined, released)
+
+    def _take_lists(self, columns: Columns) -> int:
+        """Open the lists that are seen for the first time; return when their message may be released."""
+        requests, known = columns["request"].tolist(), self._lists
+        block = _Block(columns, self.rules.n_objectives)
+        copies = []
+        for i, request in enumerate(requests):
+            if request in known:
+                copies.append(i)
+                continue
+            known[request] = (block, i)
+            for action in self._waiting.pop(request, ()):
+                self._label(action, block, i, revise=False)
+        which = np.delete(np.arange(len(requests)), copies) if copies else None
+        fresh = len(requests) - len(copies)
+        self.open_lists += fresh
+        self.counts.lists += fresh
+        self.counts.copies += len(copies)
+        if fresh and self.rules.eager:
+            self._pieces.append(_first(block, which))
+        for newest, run in _runs(columns["ts"], which, self._slack_ms):
+            self._order += 1
+            heapq.heappush(self._runs, (newest, self._order, block, run))
+        return int(columns["ts"].max()) + self._memory_ms
+
+    def _take_actions(self, columns: Columns) -> int:
+        """Give each action to its list, or let it wait for one; return when their message may be released."""
+        ends = np.cumsum(columns["a_raw_length"], dtype=np.int64)
+        names = ("a_request", "a_item", "a_ts", "a_kind", "a_value", "a_offset")
+        raw, newest = columns["a_raw"], NEVER
+        fields = zip(*(columns[n].tolist() for n in names), (ends - columns["a_raw_length"]).tolist(), ends.tolist(), strict=True)
+        for request, item, ts, kind, value, offset, start, end in fields:
+            objectives = tuple(i for i, least in self.rules.objectives[kind] if value >= least)
+            if not objectives or item == ids.PAD:
+                self.counts.others += 1
+                continue
+            newest = max(newest, ts)
+            if offset in self._seen:
+                self.counts.repeated += 1
+                continue
+            self._seen.add(offset)
+            heapq.heappush(self._seen_order, (ts, offset))
+            self._act(_Action(request, item, ts, objectives, offset, raw[start:end].tobytes()))
+        return newest + self.rules.window_ms + self._slack_ms
+
+    def _act(self, action: _Action) -> None:
+        request = action.request
+        if request in self._lists:
+            place = self._lists[request]
+            if place is None:
+                self._drop("late", "its list is closed", action)
+            else:
+                self._label(action, *place, revise=self.rules.eager)
+        elif self._is_repetition(action):
+            self.counts.repeated += 1
+        else:
+            self._waiting.setdefault(request, []).append(action)
+            heapq.heappush(self._expiry, (action.ts + self.rules.window_ms, action.offset, request))
+
+    def _is_repetition(self, action: _Action) -> bool:
+        """Whether this action was settled before a restart: see the head of this file."""
+        settled, window = self._settled_ms, self.rules.window_ms
+        return settled is not None and action.ts <= settled + window and self.watermark_ms < settled + 2 * window
+
+    def _label(self, action: _Action, block: _Block, i: int, *, revise: bool) -> None:
+        """Set the labels that `action` gives its list, if it is about one of its items and in time."""
+        shown = block.ts[i]
+        until = shown + self.rules.window_ms
+        if until <= self.watermark_ms:
+            self._drop("late", f"the window of its list ended at {until}", action)
+            return
+        if not shown <= action.ts <= until:
+            self._drop("late", f"ts_ms {action.ts} is outside the window of its list, {shown} to {until}", action)
+            return
+        start, end = block.starts[i], block.ends[i]
+        places = np.flatnonzero(block.item[start:end] == action.item)
+        if not len(places):
+            self._drop("orphan", "its request did not show this item", action)
+            return
+        self.counts.labels += 1
+        row = start + int(places[0])
+        new = [o for o in action.objectives if block.label[row, o] == 0]
+        block.label[row, new] = 1
+        if new and revise:
+            self._revise(block, i, row - start, new)
+
+    def _revise(self, block: _Block, i: int, place: int, new: list[int]) -> None:
+        """Emit the list again with its labels so far; only what became positive has weight."""
+        self.counts.revisions += 1
+        block.revisions[i] += 1
+        rows = slice(block.starts[i], block.ends[i])
+        label = block.label[rows].copy()
+        weight = np.zeros_like(label)
+        weight[place, new] = 1
+        self._pieces.append(_Piece(block, np.array([i]), rows, block.revisions[i], label, weight))
+
+    def _drop(self, reason: str, detail: str, action: _Action) -> None:
+        if reason == "late":
+            self.counts.late += 1
+        else:
+            self.counts.orphans += 1
+        self._unjoined.append(Unjoined(reason, detail, action.offset, action.raw))
+
+    def _close(self) -> None:
+        """Close the lists whose window has passed, oldest first, those of one message together."""
+        window, watermark, runs = self.rules.window_ms, self.watermark_ms, self._runs
+        while runs and runs[0][0] + window <= watermark:
+            newest, _, block, which = heapq.heappop(runs)
+            requests = block.columns["request"] if which is None else block.columns["request"][which]
+            gone = requests.tolist()
+            self._lists.update(dict.fromkeys(gone))
+            self._closed.append((newest, gone))
+            self.open_lists -= len(gone)
+            if not self.rules.eager:
+                self._pieces.append(_first(block, which))
+
+    def _expire(self) -> None:
+        """Give up actions whose list did not come within the window."""
+        expiry = self._expiry
+        while expiry and expiry[0][0] <= self.watermark_ms:
+            until, offset, request = heapq.heappop(expiry)
+            waiting = self._waiting.pop(request, [])
+            left = [action for action in waiting if action.offset != offset]
+            if left:
+                self._waiting[request] = left
+            for action in waiting:
+                if action.offset == offset:
+                    self._drop("orphan", f"no impression of its request came until {until}", action)
+
+    def _forget(self) -> None:
+        """Drop what is only kept to recognise repetitions."""
+        horizon = self.watermark_ms - self._memory_ms
+        while self._closed and self._closed[0][0] <= horizon:
+            for request in self._closed.popleft()[1]:
+                self._lists.pop(request, None)
+        while self._seen_order and self._seen_order[0][0] <= horizon:
+            self._seen.discard(heapq.heappop(self._seen_order)[1])
+
+
+def _first(block: _Block, which: Index | None) -> _Piece:
+    """Version 0 of lists of a block: everything has weight 1."""
+    rows: slice | Index = slice(None)
+    if which is not None:
+        chosen = np.zeros(len(block.ts), bool)
+        chosen[which] = True
+        rows = np.flatnonzero(np.repeat(chosen, block.columns["n_items"]))
+    label = block.label[rows].copy()
+    return _Piece(block, which, rows, 0, label, np.ones_like(label))
+
+
+def _runs(ts: npt.NDArray[np.int64], which: Index | None, span_ms: int) -> list[tuple[int, Index | None]]:
+    """Cut lists into runs that span at most `span_ms` of event time: (newest time, ascending indices)."""
+    times = ts if which is None else ts[which]
+    if not len(times):
+        return []
+    if int(times.max()) - int(times.min()) <= span_ms:
+        return [(int(times.max()), which)]
+    chosen = np.arange(len(ts)) if which is None else which
+    out: list[tuple[int, Index | None]] = []
+    order = np.argsort(times, kind="stable")
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or times[order[end]] - times[order[start]] > span_ms:
+            out.append((int(times[order[end - 1]]), np.sort(chosen[order[start:end]])))
+            start = end
+    return out
+
+
+def _joined(pieces: list[_Piece]) -> Columns:
+    """The columns of all pieces, one after the other."""
+    out: Columns = {}
+    for name in LISTS:
+        out[name] = np.concatenate([p.block.columns[name] if p.which is None else p.block.columns[name][p.which] for p in pieces])
+    counts = [len(p.block.ts) if p.which is None else len(p.which) for p in pieces]
+    out["version"] = np.repeat(np.array([p.version for p in pieces], np.int32), counts)
+    for name in ROWS:
+        out[name] = np.concatenate([p.block.columns[name][p.rows] for p in pieces])
+    out["label"] = np.concatenate([p.label for p in pieces])
+    out["weight"] = np.concatenate([p.weight for p in pieces])
+    return out
