@@ -96,9 +96,7 @@ class Seen:
 def logs(draw: st.DrawFn) -> tuple[list[Shown], list[Acted], list[Message]]:
     """A log in any order within the lateness, with any duplication, cut into messages anywhere."""
     n = draw(st.integers(1, 8))
-    shown = [
-        Shown(r + 1, draw(st.integers(0, 30_000)), tuple(range(10 * r, 10 * r + draw(st.integers(1, 4))))) for r in range(n)
-    ]
+    shown = [Shown(r + 1, draw(st.integers(0, 30_000)), tuple(range(10 * r, 10 * r + draw(st.integers(1, 4))))) for r in range(n)]
     acted = []
     for offset in range(draw(st.integers(0, 12))):
         about = draw(st.sampled_from(shown))
@@ -306,8 +304,8 @@ def test_nothing_is_remembered_for_ever() -> None:
         ts = 1_000 * k
         take(partition, Shown(k, ts, (10,)), Acted(k, 10, ts, CLICK, 1.0, k), watermark=ts, token=k)
     take(partition, watermark=END)
-    sizes = [len(getattr(partition, n)) for n in ("_lists", "_runs", "_closed", "_waiting", "_expiry", "_seen", "_seen_order", "_held")]
-    assert sizes == [0] * 8
+    remembered = ("_lists", "_runs", "_closed", "_waiting", "_expiry", "_seen", "_seen_order", "_held")
+    assert [len(getattr(partition, name)) for name in remembered] == [0] * len(remembered)
 
 
 def test_rules_follow_the_configuration() -> None:
@@ -324,9 +322,9 @@ def test_rules_follow_the_configuration() -> None:
 
 @pytest.mark.parametrize("rules", [RULES, EAGER])
 def test_the_same_log_gives_the_same_bytes(rules: join.Rules) -> None:
-    log = [
-        message([Shown(k, 10 * k, (k, k + 1)), Acted(k // 2, k // 2, 10 * k, CLICK, 1.0, k)], 10 * k) for k in range(50)
-    ] + [message([], END)]
+    log = [message([Shown(k, 10 * k, (k, k + 1)), Acted(k // 2, k // 2, 10 * k, CLICK, 1.0, k)], 10 * k) for k in range(50)] + [
+        message([], END)
+    ]
     outputs = []
     for _ in range(2):
         partition = join.Partition(rules)
