@@ -1,0 +1,1 @@
+"""Data sets and the simulator, all in one columnar form (`blocks`)."""
