@@ -1,6 +1,7 @@
 """The public HTTP face: `/v1/score`, `/healthz`, `/readyz`, `/metrics`. Scoring itself comes in as `Service`."""
 
 import asyncio
+import logging
 import time
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from serving.problems import Problem
 from serving.requests import Format
 from state import config as configuration
 
+log = logging.getLogger("serving")
 BODY_TIMEOUT_S = 10.0
 CLIENT_CLOSED = 499
 DRAIN_FACTOR = 8
@@ -102,6 +104,10 @@ async def _scored(service: Service, request: starlette.requests.Request) -> Resp
         return explain(problem, form)
     except starlette.requests.ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
+    except Exception:
+        # Answered here because uvicorn closes a connection that an exception reaches, under the feet of its next request.
+        log.exception("a defect while scoring")
+        return explain(problems.of_status(500), form)
 
 
 async def read_body(request: starlette.requests.Request, limit: int) -> bytes:
