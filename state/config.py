@@ -15,8 +15,6 @@ from msgspec import Meta
 
 from state import spec
 
-Positive = Annotated[float, Meta(gt=0)]
-
 
 class Kafka(spec.Section, frozen=True):
     """How every process reaches the brokers."""
@@ -28,27 +26,25 @@ class Kafka(spec.Section, frozen=True):
     session_timeout_s: Annotated[
         float, Meta(ge=1, description="seconds after which a silent stream worker loses its partitions")
     ] = 6.0
-    fetch_wait_ms: Annotated[
-        int, Meta(ge=1, le=5000, description="milliseconds a stream worker's fetch may wait for data")
-    ] = 20
+    fetch_wait_ms: Annotated[int, Meta(ge=1, le=5000, description="milliseconds a stream worker's fetch may wait for data")] = 20
 
 
 class Topics(spec.Section, frozen=True):
     """Names and retention. `impressions` and `clicks` are the truth; the rest can be rebuilt by replay."""
 
-    impressions: str = "impressions"
-    clicks: str = "clicks"
-    enriched: str = "enriched"
-    samples: str = "samples"
-    episodes: str = "episodes"
-    plan: str = "plan"
-    snapshots: str = "snapshots"
-    deltas: str = "deltas"
-    dead_letters: str = "dead-letters"
+    impressions: Annotated[str, Meta(min_length=1, description="topic of shown lists, keyed by user")] = "impressions"
+    clicks: Annotated[str, Meta(min_length=1, description="topic of actions, keyed by user")] = "clicks"
+    enriched: Annotated[str, Meta(min_length=1, description="topic of lists with their features, and of actions")] = "enriched"
+    samples: Annotated[str, Meta(min_length=1, description="topic of labelled lists")] = "samples"
+    episodes: Annotated[str, Meta(min_length=1, description="topic of labelled lists with their support")] = "episodes"
+    plan: Annotated[str, Meta(min_length=1, description="topic of what each step consumes; one partition")] = "plan"
+    snapshots: Annotated[str, Meta(min_length=1, description="topic of manifests; one partition")] = "snapshots"
+    deltas: Annotated[str, Meta(min_length=1, description="topic of changed rows between snapshots; one partition")] = "deltas"
+    dead_letters: Annotated[str, Meta(min_length=1, description="topic of what nobody could use; one partition")] = "dead-letters"
     raw_retention_hours: Annotated[float, Meta(gt=0, description="hours that impressions and clicks are kept")] = 168.0
     derived_retention_hours: Annotated[float, Meta(gt=0, description="hours that derived topics are kept")] = 48.0
     max_message_bytes: Annotated[
-        int, Meta(ge=10_000, le=100_000_000, description="largest message; a larger input is dead-lettered")
+        int, Meta(ge=10_000, le=100_000_000, description="largest input message; a larger one is dead-lettered")
     ] = 1_000_000
 
 
@@ -57,9 +53,7 @@ class Store(spec.Section, frozen=True):
 
     url: Annotated[str, Meta(description="redis://host:port/db, or unix:///path")] = "redis://127.0.0.1:6379/0"
     prefix: Annotated[str, Meta(description="prefix of every key, for a shared server")] = ""
-    cache_age_s: Annotated[
-        float, Meta(ge=0, description="age bound of cached shared counters, in streams and in serving")
-    ] = 1.0
+    cache_age_s: Annotated[float, Meta(ge=0, description="age bound of cached shared counters, in streams and in serving")] = 1.0
     count_interval_s: Annotated[
         float, Meta(ge=0, le=10, description="seconds of counting that are summed into one store call")
     ] = 0.25
@@ -134,7 +128,10 @@ class Model(spec.Section, frozen=True):
     use_ppnet: Annotated[bool, Meta(description="gate the hidden layers by user and item")] = True
     stop_gradient: Annotated[bool, Meta(description="gates do not change what they read, only what they own")] = True
     scenario_features: Annotated[tuple[str, ...], Meta(description="feature columns that the EPNet gate reads")] = ("scenario",)
-    personal_features: Annotated[tuple[str, ...], Meta(description="category columns that the PPNet gate reads")] = ("user", "item")
+    personal_features: Annotated[tuple[str, ...], Meta(description="category columns that the PPNet gate reads")] = (
+        "user",
+        "item",
+    )
     wide: Annotated[bool, Meta(description="add a first-order weight per id and the user . item product")] = True
 
 
@@ -169,12 +166,12 @@ class MetaLearning(spec.Section, frozen=True):
 class Optimizer(spec.Section, frozen=True):
     """AdaGrad for embeddings, Adam for dense parameters."""
 
-    embedding_rate: Positive = 0.05
+    embedding_rate: Annotated[float, Meta(gt=0, description="learning rate of row-wise AdaGrad")] = 0.05
     embedding_accumulator: Annotated[float, Meta(ge=0, description="initial accumulator of row-wise AdaGrad")] = 1e-6
-    dense_rate: Positive = 0.001
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    dense_rate: Annotated[float, Meta(gt=0, description="learning rate of Adam")] = 0.001
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's second moment")] = 0.999
+    weight_decay: Annotated[float, Meta(ge=0, description="decay of dense parameters")] = 0.0
     max_gradient_norm: Annotated[float, Meta(gt=0, description="dense gradients are scaled down to this norm")] = 10.0
 
 
@@ -208,15 +205,15 @@ class Serving(spec.Section, frozen=True):
     """The scoring service."""
 
     host: Annotated[str, Meta(description="address to listen on; loopback by default")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    port: Annotated[int, Meta(ge=0, le=65535, description="port of the API, 0 for any free one")] = 8080
     admin_port: Annotated[int, Meta(ge=0, le=65535, description="metrics and administration, 0 for none")] = 8081
-    max_candidates: Annotated[int, Meta(ge=1)] = 1000
-    max_body_bytes: Annotated[int, Meta(ge=1024)] = 1_048_576
+    max_candidates: Annotated[int, Meta(ge=1, description="most candidates of a request")] = 1000
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 1_048_576
     store_timeout_ms: Annotated[float, Meta(gt=0, description="deadline of a read from the store")] = 5.0
     breaker_failures: Annotated[int, Meta(ge=1, description="failures in a row that open the circuit breaker")] = 5
     breaker_open_s: Annotated[float, Meta(gt=0, description="seconds the breaker stays open")] = 2.0
     poll_s: Annotated[float, Meta(gt=0, description="seconds between looks for a new snapshot")] = 0.5
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, Meta(ge=1, le=64, description="torch threads")] = 1
 
 
 class Streams(spec.Section, frozen=True):
@@ -232,9 +229,15 @@ class Streams(spec.Section, frozen=True):
 class Security(spec.Section, frozen=True):
     """Secrets come from the environment or from files, never from this file."""
 
-    kafka_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    kafka_username_env: Annotated[str, Meta(description="environment variable with the user name")] = "THOUSANDFOLD_KAFKA_USERNAME"
+    kafka_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"], Meta(description="how brokers are spoken to")
+    ] = "PLAINTEXT"
+    kafka_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], Meta(description="how a SASL protocol sends the password")
+    ] = "PLAIN"
+    kafka_username_env: Annotated[str, Meta(description="environment variable with the user name")] = (
+        "THOUSANDFOLD_KAFKA_USERNAME"
+    )
     kafka_password_env: Annotated[str, Meta(description="environment variable with the password")] = "THOUSANDFOLD_KAFKA_PASSWORD"
     kafka_ca_file: Annotated[str, Meta(description="certificate authority of the brokers")] = ""
     store_password_env: Annotated[str, Meta(description="environment variable with the store's password")] = (
@@ -249,7 +252,9 @@ class Config(spec.Section, frozen=True):
     topics: Topics = Topics()
     store: Store = Store()
     scenarios: Scenarios = Scenarios()
-    objectives: Annotated[tuple[Objective, ...], Meta(min_length=1)] = (Objective(name="click", action="click"),)
+    objectives: Annotated[
+        tuple[Objective, ...], Meta(min_length=1, description="labels to predict, in the order of their columns")
+    ] = (Objective(name="click", action="click"),)
     actions: Actions = Actions()
     task: Task = Task()
     join: Join = Join()
@@ -272,7 +277,11 @@ class Config(spec.Section, frozen=True):
         return tuple(kinds | dict.fromkeys(self.actions.other))
 
 
-class ConfigError(ValueError):
+class Refused(Exception):
+    """What was asked cannot be done; the message says why and what to do. A command prints it as one line and exits 2."""
+
+
+class ConfigError(Refused, ValueError):
     """The configuration cannot be used; the message names file, key, value and what is allowed."""
 
 
@@ -319,7 +328,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     for part in config.task.key:
         if part not in {"user", "item", "scenario"} | categories:
             found.append(("task.key", f'"{part}" is neither "user", "item", "scenario" nor a declared category'))
-    columns = categories | {n for n in spec.number_names(config.features)}
+    columns = categories | set(spec.number_names(config.features))
     for key, wanted, allowed in (
         ("model.scenario_features", config.model.scenario_features, columns),
         ("model.personal_features", config.model.personal_features, categories),
@@ -342,7 +351,7 @@ def _explain(message: str, raw: dict[str, typing.Any]) -> str:
     kind = _struct_at(path)
     allowed = f"; allowed: {', '.join(sorted(kind.__struct_fields__))}" if unknown and kind else ""
     if unknown:
-        return f'{path + "." if path else ""}{unknown.group(1)}: unknown key{allowed}'
+        return f"{path + '.' if path else ''}{unknown.group(1)}: unknown key{allowed}"
     value: typing.Any = raw
     for part in re.findall(r"[^.\[\]]+", path):
         try:

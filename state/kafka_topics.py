@@ -15,7 +15,7 @@ from confluent_kafka.admin import (
 )
 
 from state import kafka_settings
-from state.config import Config
+from state.config import Config, Refused
 
 KEPT_FOR_EVER = -1
 HINT = "run: thousandfold topics create --config FILE"
@@ -30,7 +30,7 @@ class Topic(NamedTuple):
     max_message_bytes: int
 
 
-class TopicsWrong(RuntimeError):
+class TopicsWrong(Refused, RuntimeError):
     """The brokers' topics are not those of the configuration; the message says what differs and what to run."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -38,7 +38,7 @@ class TopicsWrong(RuntimeError):
         self.problems = problems
 
 
-class BrokerUnreachable(RuntimeError):
+class BrokerUnreachable(Refused, RuntimeError):
     """No broker answered at `kafka.bootstrap`; the message says where and why."""
 
 

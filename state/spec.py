@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", description="name of the column")]
 Source = Annotated[
     str,
     Meta(
@@ -28,7 +28,8 @@ class Category(Section, frozen=True):
     name: Name
     source: Source
     max_values: Annotated[
-        int, Meta(ge=1, le=MAX_CATEGORY_VALUES, description="above 1: multi-valued, pooled; values beyond it are counted, not used")
+        int,
+        Meta(ge=1, le=MAX_CATEGORY_VALUES, description="above 1: multi-valued, pooled; values beyond it are counted, not used"),
     ] = 1
 
 
@@ -77,7 +78,7 @@ class Recent(Section, frozen=True):
     value: Annotated[
         Literal["count", "age"], Meta(description="count of matches, or log(1 + seconds since the latest), -1 if none")
     ] = "count"
-    max_age_s: Annotated[float, Meta(gt=0)] = 2_592_000.0
+    max_age_s: Annotated[float, Meta(gt=0, description="older actions are not looked at")] = 2_592_000.0
 
 
 class Place(Section, frozen=True):
@@ -93,11 +94,11 @@ class Place(Section, frozen=True):
 class Features(Section, frozen=True):
     """All columns of a sample, in the order of declaration."""
 
-    categories: tuple[Category, ...] = ()
-    numbers: tuple[Number, ...] = ()
-    statistics: tuple[Statistic, ...] = ()
-    recent: tuple[Recent, ...] = ()
-    places: tuple[Place, ...] = ()
+    categories: Annotated[tuple[Category, ...], Meta(description="id columns")] = ()
+    numbers: Annotated[tuple[Number, ...], Meta(description="number columns from attributes")] = ()
+    statistics: Annotated[tuple[Statistic, ...], Meta(description="number columns from counters")] = ()
+    recent: Annotated[tuple[Recent, ...], Meta(description="number columns from the user's last actions")] = ()
+    places: Annotated[tuple[Place, ...], Meta(description="number columns from the item's place in its list")] = ()
 
 
 class IdColumn(msgspec.Struct, frozen=True):
@@ -152,7 +153,8 @@ def problem(features: Features, action_kinds: tuple[str, ...]) -> str:
             return f'statistics "{s.name}": action "{s.action}" is unknown; allowed: {", ".join(action_kinds)}'
         for field, target in (("toward", s.toward), ("over", s.over)):
             if target and target not in rates:
-                return f'statistics "{s.name}": {field} "{target}" is no rate declared before it; allowed: {", ".join(sorted(rates))}'
+                allowed = ", ".join(sorted(rates))
+                return f'statistics "{s.name}": {field} "{target}" is no rate declared before it; allowed: {allowed}'
         if s.kind == "residual" and not s.over:
             return f'statistics "{s.name}": a residual needs `over`, the name of a rate declared before it'
         if s.kind == "rate":

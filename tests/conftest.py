@@ -1,7 +1,6 @@
 """What every test may use: the available brokers, a fresh store, and a configuration file of its own."""
 
 import dataclasses
-import os
 import pathlib
 import tomllib
 import uuid
@@ -15,6 +14,7 @@ import redis
 from state import config as configuration
 from state import kafka_topics
 from thousandfold import brokers, stores
+from thousandfold import configuration as pages
 
 # A failing example is printed with what reproduces it; a slow shared machine is no failure.
 hypothesis.settings.register_profile("thousandfold", deadline=None, print_blob=True)
@@ -54,20 +54,6 @@ class Made:
     def __iter__(self) -> Iterator[Any]:
         """Unpack as (config, path)."""
         return iter((self.config, self.path))
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str | os.PathLike):
-        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    raise TypeError(f"no TOML for {type(value).__name__}")
 
 
 @pytest.fixture(scope="session", params=brokers.available() or ["none"])
@@ -127,7 +113,7 @@ def make_config(tmp_path: pathlib.Path, unique: str) -> Callable[..., Made]:
             merged = {**base.get(key, {}), **ours.get(key, {}), **given} if isinstance(given, dict) else given
             base[key] = merged
         path = tmp_path / name
-        path.write_text("\n".join(f"{key} = {_toml(value)}" for key, value in base.items()) + "\n")
+        path.write_text("\n".join(f"{key} = {pages.literal(value)}" for key, value in base.items()) + "\n")
         return Made(configuration.load(path), path)
 
     return make

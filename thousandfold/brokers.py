@@ -17,6 +17,7 @@ from importlib import resources, util
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from state.config import Refused
 from thousandfold import children
 
 KAFKA, EMBEDDED, EXTERNAL = "kafka", "embedded", "external"
@@ -30,7 +31,7 @@ EMBEDDED_CAP_BYTES = 2_000_000_000
 START_TIMEOUT_S = 60.0
 
 
-class BrokerFailed(RuntimeError):
+class BrokerFailed(Refused, RuntimeError):
     """A broker could not be started or did not answer; the message holds the end of its log."""
 
 

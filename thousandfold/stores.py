@@ -12,6 +12,7 @@ from importlib import util
 
 import redis
 
+from state.config import Refused
 from thousandfold import children
 
 EXTERNAL = "external"
@@ -19,7 +20,7 @@ ON_PATH = ("valkey-server", "redis-server")
 START_TIMEOUT_S = 20.0
 
 
-class StoreFailed(RuntimeError):
+class StoreFailed(Refused, RuntimeError):
     """A store could not be started or did not answer; the message says what to do."""
 
 

@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 import psutil
 
+from state.config import Refused
 from thousandfold import children
 
 READY_TIMEOUT_S = 90.0
@@ -45,7 +46,7 @@ class Event:
     code: int = 0
 
 
-class StartFailed(RuntimeError):
+class StartFailed(Refused, RuntimeError):
     """A process ended or was not ready in time; the message holds the end of its log."""
 
 

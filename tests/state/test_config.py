@@ -1,0 +1,104 @@
+import pathlib
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from state import config as configuration
+from state.config import Config, ConfigError
+
+ROOT = pathlib.Path(configuration.__file__).parent.parent
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    assert configuration.parse("") == Config()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.toml")), ids=lambda file: file.name)
+def test_every_example_that_is_a_configuration_is_valid(file: pathlib.Path) -> None:
+    assert configuration.load(file).features.categories
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[kafka]\npartition = 4", ("kafka.partition: unknown key", "allowed: bootstrap", "partitions")),
+        ("[kafkaa]", ("kafkaa: unknown key", "allowed: actions", "kafka")),
+        ("[[objectives]]\nname = 'a'\naction = 'b'\ncolour = 1", ("colour: unknown key", "allowed: action, min_value, name")),
+        ("[kafka]\npartitions = 'four'", ("kafka.partitions", "Expected `int`", "'four'")),
+        ("[kafka]\npartitions = 0", ("kafka.partitions", ">= 1", "got 0")),
+        ("[join]\nmode = 'both'", ("join.mode", "'both'")),
+        ("[[objectives]]\naction = 'b'", ("objectives[0]", "name")),
+        ("[task]\nkey = []", ("task.key", "length >= 1")),
+        ("[task]\nkey = ['page']", ("task.key", '"page" is neither "user"')),
+        ("[[objectives]]\nname='a'\naction='x'\n[[objectives]]\nname='a'\naction='y'", ("objectives: names must differ",)),
+        ("[join]\nwindow_s = 700000.0", ("join.window_s", "must not exceed retention_s")),
+        ("[support]\nmax_age_s = 1.0", ("support.max_age_s", "at least join.window_s")),
+        ("kafka = 3", ("kafka", "object", "got 3")),
+        ("[kafka", ("not valid TOML",)),
+    ],
+)
+def test_an_error_names_the_file_the_key_the_value_and_what_is_allowed(text: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.parse(text, "mine.toml")
+    message = str(caught.value)
+    assert message.startswith("mine.toml: ")
+    for word in words:
+        assert word in message
+
+
+def test_a_gate_that_reads_an_undeclared_column_is_a_contradiction() -> None:
+    text = (
+        "[model]\nscenario_features = ['scenario', 'weather']\n"
+        "[features]\ncategories = [{ name = 'user', source = 'user_id' }, { name = 'item', source = 'item_id' }, "
+        "{ name = 'scenario', source = 'scenario' }]"
+    )
+    with pytest.raises(
+        ConfigError, match=r'model\.scenario_features: "weather" is not a declared column; allowed: item, scenario, user'
+    ):
+        configuration.parse(text)
+
+
+def test_a_task_may_be_a_declared_category() -> None:
+    text = (
+        "[task]\nkey = ['advertiser', 'user']\n[features]\ncategories = [{ name = 'user', source = 'user_id' }, "
+        "{ name = 'item', source = 'item_id' }, { name = 'scenario', source = 'scenario' }, "
+        "{ name = 'advertiser', source = 'item.advertiser' }]"
+    )
+    assert configuration.parse(text).task.key == ("advertiser", "user")
+
+
+def test_a_missing_file_says_how_to_name_one(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nowhere\.toml: cannot be read \(No such file or directory\); name a file with --config"
+    ):
+        configuration.load(tmp_path / "nowhere.toml")
+
+
+def test_kinds_of_action_are_those_of_the_objectives_first_and_each_once() -> None:
+    text = (
+        "[actions]\nother = ['view', 'click']\n[[objectives]]\nname='a'\naction='click'\n[[objectives]]\nname='b'\naction='click'"
+    )
+    assert configuration.parse(text).action_kinds == ("click", "view")
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_read() -> None:
+    with pytest.raises(AttributeError):
+        Config().kafka.partitions = 5  # type: ignore[misc]
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers() | st.text() | st.lists(st.integers()), min_size=1))
+def test_any_table_of_nonsense_is_refused_or_read_and_never_a_crash(raw: dict[str, object]) -> None:
+    text = "".join(f'"{_escape(key)}" = {_literal(value)}\n' for key, value in raw.items())
+    tomllib.loads(text)
+    with pytest.raises(ConfigError):
+        configuration.parse(f"[serving]\n{text}")
+
+
+def _escape(text: str) -> str:
+    return "".join(f"\\U{ord(c):08X}" if ord(c) < 0x20 or c in '"\\\x7f' else c for c in text)
+
+
+def _literal(value: object) -> str:
+    return f'"{_escape(value)}"' if isinstance(value, str) else repr(value)
