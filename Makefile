@@ -1,7 +1,6 @@
 # Every target builds .venv itself, once, from pinned requirements. ARGS go to the command that the target runs:
 #   make demo ARGS="--for 120s --report demo.json"
-# PIP_ARGS go to pip; on Linux a CPU-only torch is a far smaller download:
-#   make demo PIP_ARGS="--extra-index-url URL"
+# PIP_ARGS go to pip: where a CPU-only torch lies on another index, name it with --extra-index-url for a far smaller download.
 PYTHON ?= python3
 ARGS ?=
 PIP_ARGS ?=
