@@ -1,0 +1,21 @@
+"""Where the worked examples of configurations are, in a checkout and in an installed wheel."""
+
+import pathlib
+
+import thousandfold
+
+NAMES = ("ml1m",)
+
+
+def path(name: str) -> pathlib.Path:
+    """The file of a worked example.
+
+    Raises:
+        FileNotFoundError: there is no example of this name; the message lists those that there are.
+    """
+    package = pathlib.Path(thousandfold.__file__).parent
+    for folder in (package / "examples", package.parent / "examples"):
+        file = folder / f"{name}.toml"
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no example named {name!r}; there are: {', '.join(NAMES)}")
