@@ -41,9 +41,9 @@ def is_empty(wanted: stores.Wanted) -> bool:
 class Engine:
     """The feature spec over counter cells, user rows and item attributes. Not for several threads at once.
 
-    `mode`: "owner" counts for a store and is the only writer of its users; "reader" stamps only, and re-reads users too when they
-    are older than `config.store.cache_age_s`; "local" has no store: what is unknown starts from nothing. `capacity` cells of each
-    kind of key (a quarter of it in users and items) are held; more only while the store lacks them or one batch needs them.
+    `mode`: "owner" counts for a store and is the only writer of its users; "reader" stamps only and owns no user, so that it wants
+    user rows and cells of users every time, shared cells once they are `config.store.cache_age_s` old; "local" has no store: what
+    is unknown starts from nothing. `capacity` cells of each kind of key (a quarter of it in users and items) are held; more only while the store lacks them or one batch needs them.
     Counters: `missing_numbers`, `surplus_values`, `unknown_requests`, `duplicate_actions`; `duplicates` (L,) of the last `run`.
     """
 
@@ -87,7 +87,7 @@ class Engine:
         people = self._users.slots(np.concatenate([lists.user, actions.user]), self._batch)
         oldest = now_s - self._age_s
         reader = self._mode == "reader"
-        new_users = self._users.unread(people, oldest if reader else -np.inf)
+        new_users = self._users.unread(people, np.inf if reader else -np.inf)
         item_slots, new_items = self._item_slots(lists, actions)
         if self._mode == "local":
             self._users.zero(new_users)
@@ -174,9 +174,7 @@ class Engine:
         batch = _batch(lists, no_actions(), people, None, None)
         slots = np.empty((len(lists.item), self._width), np.int32)
         arrays = self._cells.arrays
-        stamping.locate(
-            self._plan, arrays.table, _rows_of_lists(lists), -1, np.zeros(0), slots, np.zeros((0, 2), np.int64), 0
-        )
+        stamping.locate(self._plan, arrays.table, _rows_of_lists(lists), -1, np.zeros(0), slots, np.zeros((0, 2), np.int64), 0)
         x = np.zeros((len(lists.item), self.compiled.number_width), np.float32)
         self.missing_numbers += stamping.stamp(
             self._plan, batch, arrays, users.rings(self._users.rows), slots, x, self._room(lists)
@@ -227,8 +225,8 @@ class Engine:
 
     def _locate(self, rows: list[stamping.Rows], oldest: float) -> tuple[list[npt.NDArray[np.int32]], I64]:
         """Slots of every row's cells, and the (kind, slot) pairs to read."""
-        owned = np.array(self.compiled.owned)
-        ages = np.where(owned & (self._mode == "owner"), -np.inf, -np.inf if self._mode == "local" else oldest)
+        oldest_owned = np.inf if self._mode == "reader" else -np.inf
+        ages = np.where(np.array(self.compiled.owned), oldest_owned, -np.inf if self._mode == "local" else oldest)
         slots = [np.empty((len(r.of), self._width), np.int32) for r in rows]
         found = np.empty((sum(s.size for s in slots), 2), np.int64)
         while True:
@@ -248,9 +246,7 @@ def run_local(engine: Engine, lists: Lists, actions: Actions | None = None, orde
     return engine.run(lists, actions, order)
 
 
-def _batch(
-    lists: Lists, actions: Actions, people: I64, fresh_lists: Mask | None, fresh_actions: Mask | None
-) -> stamping.Batch:
+def _batch(lists: Lists, actions: Actions, people: I64, fresh_lists: Mask | None, fresh_actions: Mask | None) -> stamping.Batch:
     n = len(lists.ts)
     return stamping.Batch(
         lists.request,
@@ -286,14 +282,10 @@ def _rows_of_lists(lists: Lists) -> stamping.Rows:
     n = len(lists.item)
     of = np.repeat(np.arange(len(lists.ts)), lists.n_items)
     everything = stamping.HAS_REQUEST | stamping.HAS_ITEM | stamping.HAS_ATTRIBUTES
-    return stamping.Rows(
-        of, lists.user, lists.scenario, lists.item, lists.ids, np.full(n, everything), np.full(n, -1, np.int64)
-    )
+    return stamping.Rows(of, lists.user, lists.scenario, lists.item, lists.ids, np.full(n, everything), np.full(n, -1, np.int64))
 
 
 def _rows_of_actions(actions: Actions, batch: stamping.Batch, resolved: stamping.Resolved) -> stamping.Rows:
     kinds = np.where(batch.a_fresh, actions.kind, 0).astype(np.int64)
     allowed = np.where(batch.a_fresh, resolved.allowed, 0)
-    return stamping.Rows(
-        np.arange(len(actions.ts)), actions.user, resolved.scenario, actions.item, resolved.ids, allowed, kinds
-    )
+    return stamping.Rows(np.arange(len(actions.ts)), actions.user, resolved.scenario, actions.item, resolved.ids, allowed, kinds)
