@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from learner import optimizers
-from models import adaptation, base, embedding, modes, registry, supports
+from learner import optimizers, passes
+from models import base, embedding, modes, registry, supports
 from state import config
 
+I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -31,21 +31,13 @@ class Scores(NamedTuple):
     skipped: str
 
 
-class Pass(NamedTuple):
-    """A forward pass: probabilities, loss, and the gradients (None when only scoring)."""
-
-    unadapted: F32
-    adapted: F32
-    loss: float
-    gradient: F32 | None
-    inputs: F32 | None
-
-
 class Trainer:
     """The complete training state and the one step that changes it."""
 
-    def __init__(self, settings: config.Config) -> None:
+    def __init__(self, settings: config.Config, native: bool = True) -> None:
         """Build the model with `learner.seed`; sets the process's torch threads to `learner.threads`.
+
+        `native` takes the model's hand-written pass where it has one; otherwise autograd does the same work, slower.
 
         Raises:
             config.ConfigError: the configuration names an unknown model or declares no category.
@@ -55,13 +47,16 @@ class Trainer:
         self.model = registry.build(settings)
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
-        self._flat = self.model.initial(settings.learner.seed)
-        self._gradient = torch.zeros_like(self._flat)
-        self.dense, self.gradient = self._flat.numpy(), self._gradient.numpy()
+        flat = self.model.initial(settings.learner.seed)
+        self.dense = flat.numpy()
+        self.gradient = base.Gradient(self.model.shapes)
         self.adam = optimizers.Adam(len(self.dense), settings.optimizer)
-        self._parameters = base.views(self._flat, self.model.shapes)
-        for view, gradient in zip(self._parameters.values(), base.views(self._gradient, self.model.shapes).values(), strict=True):
-            view.requires_grad_().grad = gradient
+        trunk = self.model.native(flat) if native else None
+        self.engine: passes.Engine = (
+            passes.Autograd(self.model, settings.meta, flat, self.gradient)
+            if trunk is None
+            else passes.Native(trunk, settings.meta, self.gradient)
+        )
 
     @property
     def serving_names(self) -> tuple[str, ...]:
@@ -78,72 +73,40 @@ class Trainer:
         A loss or gradient that is not finite skips the step: parameters, optimiser and moments keep their bytes (new ids
         have their rows, which is all that was done) and `skipped` says why.
         """
-        ids, x = np.array(batch.ids), np.array(batch.x)
-        rows = self.table.admit(ids, now_ms)
-        done = self._forward(batch, rows, x, train=True)
-        skipped = self._descend(done, rows, x)
-        return Scores(done.unadapted, done.adapted, done.loss, skipped)
+        x = np.array(batch.x)
+        rows = self.table.admit(np.array(batch.ids), now_ms)
+        done = self.engine.run(self._work(batch, rows, x), train=True)
+        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x))
 
     def score(self, batch: base.Batch) -> Scores:
         """Score without any change of state; ids without a row of their own read their field's shared row."""
         rows = self.table.map.find(np.array(batch.ids))
-        done = self._forward(batch, rows, np.array(batch.x), train=False)
+        done = self.engine.run(self._work(batch, rows, np.array(batch.x)), train=False)
         return Scores(done.unadapted, done.adapted, done.loss, "")
 
-    def _descend(self, done: Pass, rows: npt.NDArray[np.int32], x: F32) -> str:
-        if done.gradient is None or done.inputs is None:
-            return ""
-        if not math.isfinite(done.loss):
+    def _work(self, batch: base.Batch, rows: I32, x: F32) -> passes.Work:
+        meta, codes = self.settings.meta, self.modes.codes(batch.scenario)
+        found = supports.distinct(batch, codes, meta.min_support, meta.support_rows)
+        inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
+        self.table.gather(rows, x, inputs[: len(rows)])
+        if len(found.rows):
+            self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], inputs[len(rows) :])
+        return passes.Work(
+            inputs, np.array(batch.label), np.array(batch.weight), np.array(batch.n_items, np.int64), codes,
+            found, batch.s_label[found.rows],
+        )  # fmt: skip
+
+    def _descend(self, done: passes.Pass, rows: I32, x: F32) -> str:
+        """Apply the gradients; returns why not, if they are not finite."""
+        if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
-        norm = optimizers.norm(done.gradient)
+        norm = optimizers.norm(self.gradient.flat.numpy())
         if not math.isfinite(norm) or not math.isfinite(optimizers.norm(done.inputs.reshape(-1))):
             return "gradient is not finite"
         self.table.descend(rows, done.inputs)
-        self.adam.descend(self.dense, done.gradient, norm)
+        self.adam.descend(self.dense, self.gradient.flat.numpy(), norm)
         self.table.observe(x)
         return ""
-
-    def _forward(self, batch: base.Batch, rows: npt.NDArray[np.int32], x: F32, train: bool) -> Pass:
-        inputs = torch.from_numpy(self.table.gather(rows, x)).requires_grad_(train)
-        codes = self.modes.codes(batch.scenario)
-        label, weight = torch.from_numpy(np.array(batch.label)), torch.from_numpy(np.array(batch.weight))
-        with torch.set_grad_enabled(train):
-            meta = self.model.trunk(self._parameters, inputs)
-            fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
-            plain = self.model.tower(fast, meta)
-            adapted = self._adapted(batch, codes, fast, meta, plain)
-            loss = _cross_entropy(plain, label, weight)
-            learns = np.repeat(codes == modes.ON, batch.n_items)
-            if self.settings.meta.weight > 0 and learns.any():
-                mask = torch.from_numpy(learns.astype(np.float32)).unsqueeze(1)
-                loss = loss + self.settings.meta.weight * _cross_entropy(adapted, label, weight * mask)
-        unadapted, fitted = torch.sigmoid(plain.detach()).numpy(), torch.sigmoid(adapted.detach()).numpy()
-        if not train:
-            return Pass(unadapted, fitted, loss.item(), None, None)
-        self._gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert inputs.grad is not None
-        return Pass(unadapted, fitted, loss.item(), self.gradient, inputs.grad.numpy())
-
-    def _adapted(
-        self, batch: base.Batch, codes: npt.NDArray[np.int64], fast: base.Parameters, meta: base.MetaInput, plain: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits (R, O) under each list's adapted tower; the plain ones where a list is not adapted."""
-        settings = self.settings.meta
-        found = supports.distinct(batch, codes, settings.min_support, settings.support_rows)
-        if not len(found.rows):
-            return plain
-        padded = supports.pad(found, batch.n_items)
-        with torch.no_grad():
-            rows = self.table.map.find(batch.s_ids[found.rows])
-            known = self.model.trunk(self._parameters, torch.from_numpy(self.table.gather(rows, batch.s_x[found.rows])))
-            label = torch.from_numpy(batch.s_label[found.rows])
-            change = adaptation.adapt(
-                fast, adaptation.pick(known, padded.support), label[padded.support], padded.weight,
-                settings.inner_rate, settings.inner_steps,
-            )  # fmt: skip
-        logit = adaptation.logits(fast, change, adaptation.pick(meta, padded.query)).flatten(0, 1)[padded.back]
-        return plain.index_copy(0, padded.rows, logit)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete training state by name: views, to be copied before the next step."""
@@ -155,17 +118,14 @@ class Trainer:
         Raises:
             ValueError: an array is missing or has another shape than this configuration needs.
         """
-        for name, own in {"dense": self.dense, "moments": self.table.moments, **self.adam.arrays()}.items():
-            if name not in arrays or arrays[name].shape != own.shape:
+        for name, own in self.arrays().items():
+            fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
+            fixed = name in {"dense", "moments", *self.adam.arrays()}
+            if not fits or (fixed and arrays[name].shape != own.shape) or len(arrays["table"]) > len(self.table.table):
                 found = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f'snapshot array "{name}": found {found}, this configuration needs {own.shape}; use its own snapshots')
+                raise ValueError(f'snapshot array "{name}": found {found}, this configuration has {own.shape}; load its own snapshots')
         self.dense[:] = arrays["dense"]
         for name, own in self.adam.arrays().items():
             own[:] = arrays[name]
         self.table.load(arrays)
         self.modes.load(arrays)
-
-
-def _cross_entropy(logit: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted, the mean over rows, summed over objectives."""
-    return functional.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / max(len(logit), 1)

@@ -1,6 +1,6 @@
 """What a model is: a trunk that turns gathered inputs into meta inputs, and a tower that turns those into logits.
 
-A gathered input row is `[C x E pooled embeddings | C first-order weights | D standardised numbers]` (see `Geometry`). The
+A gathered input row is `[C x E pooled embeddings | D standardised numbers | C first-order weights]` (see `Geometry`). The
 tower is a rectified, gated linear layer and an output per objective; its parameters are the fast ones, which are adapted per
 task in closed form (`models.adaptation`). Dense parameters are named views of one flat vector.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models import towers
 from state import columns, config, spec
 
 U64 = npt.NDArray[np.uint64]
@@ -79,9 +80,9 @@ class Geometry(NamedTuple):
         return self.embedded + len(self.categories) + len(self.numbers)
 
     @property
-    def number_start(self) -> int:
-        """Where the standardised numbers start."""
-        return self.embedded + len(self.categories)
+    def dense(self) -> int:
+        """Embeddings and numbers, what a network reads; the first-order weights start here."""
+        return self.embedded + len(self.numbers)
 
     def span(self, category: str) -> slice:
         """Columns of a category's embedding."""
@@ -112,6 +113,30 @@ class MetaInput(NamedTuple):
     offset: torch.Tensor
 
 
+class Gradient:
+    """A flat gradient and its named views, for torch and for native kernels."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self.flat = torch.zeros(size(shapes))
+        self.views = views(self.flat, shapes)
+        self.arrays: dict[str, F32] = {name: view.numpy() for name, view in self.views.items()}
+
+
+class NativeTrunk(Protocol):
+    """A trunk whose backward pass is written by hand, for the native tower. `parameters` are shared with the flat vector."""
+
+    tower: towers.Tower
+
+    def forward(self, x: F32) -> tuple[towers.Meta, Any]:
+        """Meta inputs of gathered rows (N, row), and what `backward` needs."""
+
+    def slopes(self, rows: int, gradient: Gradient) -> towers.Slopes:
+        """Room for the tower's gradients of the first `rows`."""
+
+    def backward(self, meta: towers.Meta, saved: Any, slopes: towers.Slopes, gradient: Gradient) -> F32:
+        """Fill the gradient of every parameter from the tower's; returns that of the inputs (R, row)."""
+
+
 class Model(Protocol):
     """A network as pure functions of its parameters. Rows never see one another: no statistics of a mixed batch."""
 
@@ -128,6 +153,9 @@ class Model(Protocol):
 
     def fast_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that are adapted per task."""
+
+    def native(self, flat: torch.Tensor) -> NativeTrunk | None:
+        """The same trunk written by hand over this flat vector, or None: autograd then does the work."""
 
 
 def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:

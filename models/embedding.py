@@ -77,11 +77,9 @@ class Table:
         )  # fmt: skip
         return rows
 
-    def gather(self, rows: I32, x: F32) -> F32:
+    def gather(self, rows: I32, x: F32, out: F32) -> None:
         """Input rows (n, row) for table rows (n, F) and raw numbers (n, D)."""
-        out = np.empty((len(rows), self.row), np.float32)
         kernels.gather(self.table, rows, self.columns.starts, self.columns.widths, x, self.mean, self.scale, out)
-        return out
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""

@@ -160,9 +160,10 @@ def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, sc
 
 @kernel
 def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
-    """Fill `[C x E mean-pooled embeddings | C first-order weights | D standardised numbers]`; absent values are zero."""
+    """Fill `[C x E mean-pooled embeddings | D standardised numbers | C first-order weights]`; absent values are zero."""
     width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
-    first = categories * width
+    numbers = categories * width
+    first = numbers + x.shape[1]
     for i in range(rows.shape[0]):
         for c in range(categories):
             at = c * width
@@ -191,7 +192,7 @@ def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, s
                 out[i, first + c] *= share
         for j in range(x.shape[1]):
             v = (x[i, j] - mean[j]) * scale[j]
-            out[i, first + categories + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
+            out[i, numbers + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
 
 
 @kernel
@@ -204,7 +205,7 @@ def adagrad(
     `mark` (zero on entry and exit) has a word per table row. Returns how many distinct rows were changed.
     """
     width, categories = table.shape[1] - 1, len(starts)
-    n = 0
+    first, n = gradient.shape[1] - categories, 0
     for i in range(rows.shape[0]):
         for c in range(categories):
             present = 0
@@ -225,7 +226,7 @@ def adagrad(
                         total[k, d] = 0
                 for d in range(width):
                     total[k, d] += gradient[i, c * width + d] * share
-                total[k, width] += gradient[i, categories * width + c] * share
+                total[k, width] += gradient[i, first + c] * share
     step, tiny = np.float32(rate), np.float32(1e-8)
     for k in range(n):
         r = touched[k]

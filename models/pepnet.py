@@ -6,9 +6,11 @@ shared by all scenarios and its hidden weights by all objectives; each objective
 the tower stand a first-order weight per id and the user . item product.
 """
 
+import itertools
+
 import torch
 
-from models import base
+from models import base, pepnet_native
 from state import config
 
 
@@ -16,12 +18,13 @@ class PEPNet:
     """The network as pure functions of its parameters."""
 
     def __init__(self, settings: config.Config) -> None:
+        self.settings = settings
         self.geometry = base.geometry(settings)
         self.model = settings.model
         self.objectives = self.geometry.objectives
         self.scenario = [self.geometry.span(n) for n in self.model.scenario_features if n in self.geometry.categories]
         self.personal = [self.geometry.span(n) for n in self.model.personal_features if n in self.geometry.categories]
-        self.inputs = self.geometry.embedded + len(self.geometry.numbers)
+        self.inputs = self.geometry.dense
         self.shapes = self._shapes()
 
     def _shapes(self) -> base.Shapes:
@@ -30,7 +33,7 @@ class PEPNet:
         if model.use_epnet:
             shapes |= _layer("epnet.in", inputs, model.gate_hidden) | _layer("epnet.out", model.gate_hidden, self.geometry.embedded)
         widths = (inputs, *model.hidden)
-        for i, (fan_in, width) in enumerate(zip(widths[:-2], widths[1:-1], strict=True)):
+        for i, (fan_in, width) in enumerate(itertools.pairwise(widths[:-1])):
             shapes |= _layer(f"hidden{i}", fan_in, width)
         if model.use_ppnet:
             gates = len(model.hidden) * objectives
@@ -63,9 +66,13 @@ class PEPNet:
         """Logits (n, O)."""
         return base.tower(fast, meta)
 
+    def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:
+        """The hand-written form, for the usual configuration."""
+        return pepnet_native.Network(self.settings, self.shapes, flat) if pepnet_native.covers(self.settings) else None
+
     def trunk(self, parameters: base.Parameters, x: torch.Tensor) -> base.MetaInput:
         """Everything up to the last hidden layer's input, that layer's gates, and the wide part as the logit's offset."""
-        embedded, numbers = x[:, : self.geometry.embedded], x[:, self.geometry.number_start :]
+        embedded, numbers = x[:, : self.geometry.embedded], x[:, self.geometry.embedded : self.geometry.dense]
         entry = self._epnet(parameters, embedded, numbers)
         gates = self._ppnet(parameters, embedded, entry)
         hidden = entry.unsqueeze(1).expand(-1, self.objectives, -1)
@@ -105,7 +112,7 @@ class PEPNet:
             return x.new_zeros(len(x), self.objectives)
         g = self.geometry
         scale = parameters["wide.scale"].view(self.objectives, 2)
-        offset = x[:, g.embedded : g.number_start].sum(1, keepdim=True) * scale[:, 0]
+        offset = x[:, g.dense :].sum(1, keepdim=True) * scale[:, 0]
         if g.user < 0 or g.item < 0:
             return offset
         user, item = x[:, g.user * g.width : (g.user + 1) * g.width], x[:, g.item * g.width : (g.item + 1) * g.width]

@@ -18,7 +18,7 @@ class Distinct(NamedTuple):
 
     rows: I64
     """(U,) positions among the batch's support rows."""
-    index: I32
+    place: I32
     """(L, cap) positions in `rows`; only the first `taken` of a list count."""
     taken: I64
     """(L,) rows a list adapts on; 0 leaves it unadapted."""
@@ -62,5 +62,5 @@ def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]]) -> Padded:
     weight = np.where(k < taken[:, None], 1.0 / taken[:, None], 0.0).astype(np.float32)
     inside = q < items[:, None]
     query = starts[:, None] + np.where(inside, q, 0)
-    arrays = (found.index[lists, : len(k)].astype(np.int64), weight, query, query[inside], np.flatnonzero(inside))
+    arrays = (found.place[lists, : len(k)].astype(np.int64), weight, query, query[inside], np.flatnonzero(inside))
     return Padded(*(torch.from_numpy(a) for a in arrays))

@@ -1,0 +1,122 @@
+"""One forward and backward pass over a minibatch: by autograd for any model, natively where the model offers it.
+
+Both compute the same: probabilities of both towers, the joint loss and its gradients, with respect to the dense parameters and
+to the gathered inputs.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from models import adaptation, base, modes, supports, towers
+from state import config
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+class Work(NamedTuple):
+    """A minibatch as the network sees it: R query rows, then the U distinct support rows."""
+
+    inputs: F32
+    """(R + U, row)"""
+    label: F32
+    weight: F32
+    n_items: I64
+    codes: I64
+    """(L,) modes of the lists."""
+    found: supports.Distinct
+    s_label: F32
+    """(U, O)"""
+
+
+class Pass(NamedTuple):
+    """Probabilities (R, O) before the update, the joint loss, and the gradient of the inputs (R, row), None when only scoring."""
+
+    unadapted: F32
+    adapted: F32
+    loss: float
+    inputs: F32 | None
+
+
+class Engine(Protocol):
+    """Something that computes passes over one flat parameter vector."""
+
+    def run(self, work: Work, train: bool) -> Pass:
+        """Score; when training, also fill the dense gradient that the engine was built with."""
+
+
+class Autograd:
+    """The reference: torch's autograd over the model's own trunk and the closed-form adaptation."""
+
+    def __init__(self, model: base.Model, settings: config.MetaLearning, flat: torch.Tensor, gradient: base.Gradient) -> None:
+        self.model, self.settings, self.gradient = model, settings, gradient
+        self.parameters = base.views(flat.detach(), model.shapes)
+        for name, view in self.parameters.items():
+            view.requires_grad_().grad = gradient.views[name]
+        self.fast = {name: self.parameters[name] for name in model.fast_parameters()}
+
+    def run(self, work: Work, train: bool) -> Pass:
+        """See `Engine`."""
+        rows = len(work.label)
+        inputs = torch.from_numpy(work.inputs[:rows]).requires_grad_(train)
+        label, weight = torch.from_numpy(work.label), torch.from_numpy(work.weight)
+        with torch.set_grad_enabled(train):
+            meta = self.model.trunk(self.parameters, inputs)
+            plain = self.model.tower(self.fast, meta)
+            adapted = self._adapted(work, meta, plain)
+            loss = _cross_entropy(plain, label, weight)
+            learns = np.repeat(work.codes == modes.ON, work.n_items)
+            if self.settings.weight > 0 and learns.any():
+                mask = torch.from_numpy(learns.astype(np.float32)).unsqueeze(1)
+                loss = loss + self.settings.weight * _cross_entropy(adapted, label, weight * mask)
+        unadapted, fitted = torch.sigmoid(plain.detach()).numpy(), torch.sigmoid(adapted.detach()).numpy()
+        if not train:
+            return Pass(unadapted, fitted, loss.item(), None)
+        self.gradient.flat.zero_()
+        torch.autograd.backward(loss)
+        slope = inputs.grad
+        return Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
+
+    def _adapted(self, work: Work, meta: base.MetaInput, plain: torch.Tensor) -> torch.Tensor:
+        """Logits (R, O) under each list's adapted tower; the plain ones where a list is not adapted."""
+        if not len(work.found.rows):
+            return plain
+        padded = supports.pad(work.found, work.n_items)
+        with torch.no_grad():
+            known = self.model.trunk(self.parameters, torch.from_numpy(work.inputs[len(work.label) :]))
+            label = torch.from_numpy(work.s_label)[padded.support]
+            change = adaptation.adapt(
+                self.fast, adaptation.pick(known, padded.support), label, padded.weight,
+                self.settings.inner_rate, self.settings.inner_steps,
+            )  # fmt: skip
+        logit = adaptation.logits(self.fast, change, adaptation.pick(meta, padded.query)).flatten(0, 1)[padded.back]
+        return plain.index_copy(0, padded.rows, logit)
+
+
+class Native:
+    """The model's hand-written trunk around the native tower."""
+
+    def __init__(self, trunk: base.NativeTrunk, settings: config.MetaLearning, gradient: base.Gradient) -> None:
+        self.trunk, self.gradient = trunk, gradient
+        self.settings = towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight)
+
+    def run(self, work: Work, train: bool) -> Pass:
+        """See `Engine`."""
+        meta, saved = self.trunk.forward(work.inputs)
+        rows, objectives = work.label.shape
+        unadapted, fitted = np.empty((rows, objectives), np.float32), np.empty((rows, objectives), np.float32)
+        slopes = self.trunk.slopes(rows, self.gradient)
+        lists = towers.Lists(work.n_items, work.codes, work.found.taken, work.found.place, work.s_label)
+        loss = towers.learn(
+            meta, self.trunk.tower, lists, work.label, work.weight, self.settings, unadapted, fitted, slopes
+        )  # fmt: skip
+        return Pass(unadapted, fitted, loss, self.trunk.backward(meta, saved, slopes, self.gradient) if train else None)
+
+
+def _cross_entropy(logit: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted, the mean over rows, summed over objectives."""
+    return functional.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / max(len(logit), 1)
