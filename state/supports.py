@@ -256,7 +256,7 @@ class Sets:
             self.foreign += value is not None and rows is None
             if rows is not None and self.layout.size:
                 newest = rows[-self.layout.size :]
-                self.store[slot, : len(newest)] = newest.view(np.uint64).reshape(len(newest), -1)
+                self.store[slot, : len(newest)] = newest.view(np.uint64).reshape(len(newest), self.layout.words)
                 self.order[slot] = np.arange(self.layout.size)
                 self.count[slot] = len(newest)
 

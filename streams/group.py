@@ -28,12 +28,12 @@ Message = tuple[dict[str, Any], columns.Columns]
 
 
 @kernel
-def _identities(task: U64, request: U64, version: I32, n_items: I32, item: U64, out: U64) -> None:
+def _identities(task: U64, request: U64, ts: I64, version: I32, n_items: I32, item: U64, out: U64) -> None:
     """A hash (FNV-1a over words, then a finaliser) of what makes a list the same list."""
     at, prime = 0, np.uint64(1099511628211)
     for i in range(len(task)):
         h = np.uint64(14695981039346656037)
-        for word in (task[i], request[i], np.uint64(version[i]), np.uint64(n_items[i])):
+        for word in (task[i], request[i], np.uint64(ts[i]), np.uint64(version[i]), np.uint64(n_items[i])):
             h = (h ^ word) * prime
             h ^= h >> np.uint64(29)
         for r in range(at, at + n_items[i]):
@@ -172,7 +172,8 @@ class Group:
     def _unseen(self, found: columns.Columns) -> columns.Columns:
         """The lists that are not repetitions of what this worker remembers."""
         names = np.empty(len(found["task"]), np.uint64)
-        _identities(found["task"], found["request"], found["version"], found["n_items"], found["item"], names)
+        keys = (found["task"], found["request"], found["ts"])
+        _identities(*keys, found["version"], found["n_items"], found["item"], names)
         keep = np.ones(len(names), bool)
         for i, name in enumerate(names.tolist()):
             if name in self._remembered:
