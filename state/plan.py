@@ -19,7 +19,7 @@ import msgspec
 Range = tuple[str, int, int, int]
 Skip = tuple[str, int, int, int, str]
 WHOLE_MESSAGE = -1
-DUPLICATE, GUARD, OTHER_SPEC, MALFORMED = "duplicate", "guard", "other_spec", "malformed"
+DUPLICATE, GUARD, SCHEMA, MALFORMED = "duplicate", "guard", "schema", "malformed"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

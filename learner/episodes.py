@@ -1,0 +1,199 @@
+"""Episodes: packed messages become one set of columns per fetch, cut into minibatches of whole lists."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from models import base
+from state import columns, plan
+from state.columns import Columns
+
+I64 = npt.NDArray[np.int64]
+LIST_COLUMNS = {"request": "<u8", "user": "<u8", "scenario": "<u8", "task": "<u8", "ts": "<i8", "version": "<i4"}
+COUNTS = {"n_items": "<i4", "n_support": "<i4"}
+ROW_COLUMNS = ("ids", "x", "label", "weight")
+SUPPORT_COLUMNS = ("s_ids", "s_x", "s_label")
+
+
+class Message(NamedTuple):
+    """One record of the `episodes` topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+
+
+class Layout(NamedTuple):
+    """What a message must look like: fingerprint of the feature spec, and the widths of its matrices."""
+
+    spec: str
+    ids: int
+    numbers: int
+    objectives: int
+
+
+class Refused(ValueError):
+    """A message cannot be trained on and belongs in dead-letters; `reason` is one of `state.plan`'s words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class Lists(NamedTuple):
+    """The lists of one fetch in order. `source` (L,) is the message of each list, `place` (L,) its position there."""
+
+    columns: Columns
+    source: I64
+    place: I64
+    scenarios: dict[int, str]
+
+    @property
+    def size(self) -> int:
+        """L, how many lists."""
+        return len(self.place)
+
+    @property
+    def rows(self) -> int:
+        """Items of all lists."""
+        return len(self.columns["ids"])
+
+
+class Minibatch(NamedTuple):
+    """Whole lists for one step: lists `first` to `last` (exclusive) and rows `start` to `stop` of the fetch."""
+
+    batch: base.Batch
+    first: int
+    last: int
+    start: int
+    stop: int
+    now_ms: int
+    """Event time of the newest list."""
+
+
+def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
+    """The columns of one message and its names of scenarios, checked so that nothing later can fail on them.
+
+    Raises:
+        Refused: foreign or truncated bytes, another feature spec, a column of the wrong type or length, or values that no
+            model can use (an infinite number, a label outside [0, 1], a weight that is negative or not finite).
+    """
+    try:
+        head, packed = columns.unpack(value)
+    except columns.UnreadableColumns as error:
+        raise Refused(plan.MALFORMED, str(error)) from error
+    if head.get("spec") != layout.spec:
+        found = head.get("spec")
+        raise Refused(plan.SCHEMA, f"made by feature spec {found}, this learner's is {layout.spec}; replay the raw topics")
+    _check_shapes(packed, layout)
+    _check_values(packed)
+    try:
+        names = {int(key): str(name) for key, name in head.get("scenarios", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Refused(plan.MALFORMED, f"head `scenarios` is not a map of hashes to names: {error}") from error
+    return packed, names
+
+
+def _check_shapes(packed: Columns, layout: Layout) -> None:
+    lists = len(packed.get("request", ()))
+    for name, dtype in (LIST_COLUMNS | COUNTS).items():
+        _expect(packed, name, dtype, (lists,))
+    if packed["n_items"].min(initial=0) < 0 or packed["n_support"].min(initial=0) < 0:
+        raise Refused(plan.MALFORMED, "a list has a negative number of items or support rows")
+    rows, support = int(packed["n_items"].sum(dtype=np.int64)), int(packed["n_support"].sum(dtype=np.int64))
+    for name, dtype, shape in (
+        ("ids", "<u8", (rows, layout.ids)),
+        ("x", "<f4", (rows, layout.numbers)),
+        ("label", "<f4", (rows, layout.objectives)),
+        ("weight", "<f4", (rows, layout.objectives)),
+        ("s_ids", "<u8", (support, layout.ids)),
+        ("s_x", "<f4", (support, layout.numbers)),
+        ("s_label", "<f4", (support, layout.objectives)),
+    ):
+        _expect(packed, name, dtype, shape)
+
+
+def _expect(packed: Columns, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    array = packed.get(name)
+    if array is None:
+        raise Refused(plan.MALFORMED, f"column `{name}` is missing")
+    if array.dtype.str != dtype or array.shape != shape:
+        raise Refused(plan.MALFORMED, f"column `{name}` is {array.dtype.str}{list(array.shape)}, expected {dtype}{list(shape)}")
+
+
+def _check_values(packed: Columns) -> None:
+    for name in ("x", "s_x"):
+        if np.isinf(packed[name]).any():
+            raise Refused(plan.MALFORMED, f"column `{name}` holds an infinite number")
+    for name in ("label", "s_label"):
+        if not ((packed[name] >= 0) & (packed[name] <= 1)).all():
+            raise Refused(plan.MALFORMED, f"column `{name}` holds a value outside [0, 1]")
+    if not (np.isfinite(packed["weight"]) & (packed["weight"] >= 0)).all():
+        raise Refused(plan.MALFORMED, "column `weight` holds a value that is negative or not finite")
+
+
+def merge(decoded: Sequence[tuple[Columns, dict[int, str]]], layout: Layout) -> Lists:
+    """One set of columns of all messages of a fetch, in their order; `source` counts from 0."""
+    if not decoded:
+        return Lists(_empty(layout), np.zeros(0, np.int64), np.zeros(0, np.int64), {})
+    names = (*LIST_COLUMNS, *COUNTS, *ROW_COLUMNS, *SUPPORT_COLUMNS)
+    merged = {name: np.concatenate([packed[name] for packed, _ in decoded]) for name in names}
+    lengths = [len(packed["request"]) for packed, _ in decoded]
+    scenarios: dict[int, str] = {}
+    for _, found in decoded:
+        scenarios |= found
+    index = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
+    return Lists(merged, np.repeat(np.arange(len(lengths)), lengths), index, scenarios)
+
+
+def _empty(layout: Layout) -> Columns:
+    widths = {"ids": layout.ids, "x": layout.numbers, "label": layout.objectives, "weight": layout.objectives}
+    widths |= {"s_ids": layout.ids, "s_x": layout.numbers, "s_label": layout.objectives}
+    dtypes = {name: np.dtype("<u8" if name.endswith("ids") else "<f4") for name in widths}
+    flat: Columns = {name: np.zeros(0, dtype) for name, dtype in (LIST_COLUMNS | COUNTS).items()}
+    return flat | {name: np.zeros((0, width), dtypes[name]) for name, width in widths.items()}
+
+
+def keep(lists: Lists, wanted: npt.NDArray[np.bool_]) -> Lists:
+    """The lists for which `wanted` (L,) is true, with their rows and support rows."""
+    if wanted.all():
+        return lists
+    old = lists.columns
+    rows, support = np.repeat(wanted, old["n_items"]), np.repeat(wanted, old["n_support"])
+    masks: dict[str, npt.NDArray[Any]] = dict.fromkeys(LIST_COLUMNS | COUNTS, wanted)
+    masks |= dict.fromkeys(ROW_COLUMNS, rows) | dict.fromkeys(SUPPORT_COLUMNS, support)
+    kept = {name: array[masks[name]] for name, array in old.items()}
+    return Lists(kept, lists.source[wanted], lists.place[wanted], lists.scenarios)
+
+
+def cut(n_items: npt.NDArray[Any], budget: int) -> list[tuple[int, int]]:
+    """Bounds [first, last) of minibatches: as many whole lists as fit into `budget` rows, a longer list alone.
+
+    >>> cut(np.array([20, 20, 20, 90, 5]), 50)
+    [(0, 2), (2, 3), (3, 4), (4, 5)]
+    """
+    ends = np.cumsum(n_items, dtype=np.int64)
+    bounds, first, before = [], 0, 0
+    while first < len(ends):
+        last = max(first + 1, int(ends.searchsorted(before + budget, "right")))
+        bounds.append((first, last))
+        first, before = last, int(ends[last - 1])
+    return bounds
+
+
+def minibatches(lists: Lists, budget: int) -> Iterator[Minibatch]:
+    """The minibatches of a fetch, as views of its columns."""
+    c = lists.columns
+    row_ends = np.concatenate([[0], np.cumsum(c["n_items"], dtype=np.int64)])
+    support_ends = np.concatenate([[0], np.cumsum(c["n_support"], dtype=np.int64)])
+    for first, last in cut(c["n_items"], budget):
+        start, stop = int(row_ends[first]), int(row_ends[last])
+        low, high = int(support_ends[first]), int(support_ends[last])
+        part = {name: c[name][first:last] for name in ("scenario", *COUNTS)}
+        part |= {name: c[name][start:stop] for name in ROW_COLUMNS}
+        part |= {name: c[name][low:high] for name in SUPPORT_COLUMNS}
+        yield Minibatch(base.batch(part), first, last, start, stop, int(c["ts"][first:last].max()))
