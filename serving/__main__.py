@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = configuration.load(options.config)
     except configuration.ConfigError as error:
-        logging.getLogger("serving").error("%s", error)
+        logging.getLogger("serving").critical("%s", error)
         return 2
     prepare(config.serving.threads)
     from serving import uvicorn_servers  # noqa: PLC0415 -- imports numpy and torch, which read what `prepare` has set

@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from models.base import Support
 from serving.live import Model, Scores
 from serving.watching import Entry, Refused
 from state import config as configuration
-from state import disk_snapshots, snapshots, spec
+from state import disk_snapshots, ids, snapshots, spec
 
 Build = Callable[[configuration.Config, Mapping[str, npt.NDArray[Any]]], Scores]
 
@@ -42,6 +44,7 @@ class DiskShelf:
                 raise Refused(str(error)) from error
             try:
                 scorer = self._build(self._config, arrays)
+                self._try(scorer)
             except (KeyError, ValueError, RuntimeError) as error:
                 raise Refused(f"its arrays are not those of model {self._config.model.name!r}: {error}") from error
         return Model(manifest.version, manifest.step, manifest.created_ms, scorer)
@@ -51,6 +54,17 @@ class DiskShelf:
             raise Refused(f"made for feature spec {manifest.spec}, this configuration is {self._spec}; use the learner's file")
         if manifest.model != self._config.model.name:
             raise Refused(f"it holds a {manifest.model!r}, model.name is {self._config.model.name!r}")
+
+
+    def _try(self, scorer: Scores) -> None:
+        """Score once, so that a model of NaN is never swapped in, and kernels are compiled before a request needs them."""
+        features = self._config.features
+        rows, k = (np.full((n, spec.id_width(features)), ids.PAD, np.uint64) for n in (2, 1))
+        x = np.full((2, len(spec.number_names(features))), np.nan, np.float32)
+        label = np.zeros((1, len(self._config.objectives)), np.float32)
+        for support in (None, Support(k, x[:1], label)):
+            if not np.isfinite(scorer.score(rows, x, 0, support).adapted).all():
+                raise Refused("it gives scores that are no numbers")
 
 
 def _entry(name: str) -> Entry:

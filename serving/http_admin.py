@@ -58,10 +58,9 @@ class Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Modes(msgspec.Struct, frozen=True):
-    """The modes in force until this process ends."""
+    """The switches set in this process, by scenario (`*`: all that have none of their own); the rest is as the snapshot says."""
 
-    mode: Mode
-    scenarios: dict[str, Mode]
+    switches: dict[str, Mode]
 
 
 class Service(Protocol):

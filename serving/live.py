@@ -6,18 +6,40 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models import modes
 from models.base import Support
 
 REMEMBERED = 32
 
 
+class Scored(Protocol):
+    """Probabilities (R, O) without and with adaptation, and how many support rows were adapted on."""
+
+    @property
+    def plain(self) -> npt.NDArray[np.float32]:
+        """Without adaptation."""
+        ...
+
+    @property
+    def adapted(self) -> npt.NDArray[np.float32]:
+        """With adaptation; without support the same as `plain`."""
+        ...
+
+    @property
+    def adapted_on(self) -> int:
+        """Support rows used."""
+        ...
+
+
 class Scores(Protocol):
-    """What a snapshot becomes once loaded: pure, and independent of what was scored before."""
+    """What a snapshot becomes once loaded (`models.scorer.Scorer`): pure, and independent of what was scored before."""
+
+    modes: modes.Modes
 
     def score(
         self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-        """Probabilities (R, O) without and with adaptation, and the number of support rows that were used."""
+    ) -> Scored:
+        """Score candidates: ids (R, F), raw numbers (R, D) of one user in one scenario, adapted to `support` if given."""
         ...
 
 

@@ -57,7 +57,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Decoder:
-    """Reads requests of one configuration. Attributes that its feature spec does not read are dropped; other fields are errors."""
+    """Reads requests of one configuration. Attributes that the spec does not read are dropped; others are errors."""
 
     def __init__(self, config: configuration.Config) -> None:
         self._objectives = tuple(o.name for o in config.objectives)

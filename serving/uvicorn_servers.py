@@ -46,7 +46,7 @@ def run(config: configuration.Config, ready_file: pathlib.Path | None) -> int:
         public = _listen(config.serving.host, config.serving.port)
         admin = _listen(ADMIN_HOST, config.serving.admin_port) if config.serving.admin_port else None
     except OSError as error:
-        log.error("cannot listen on %s; set serving.port and serving.admin_port to free ports", error)  # noqa: TRY400
+        log.critical("cannot listen on %s; set serving.port and serving.admin_port to free ports", error)
         return 2
     asyncio.run(_serve(config, public, admin, ready_file))
     return 0
@@ -76,7 +76,7 @@ async def _serve(
         if admin is not None:
             faces.append((_server(http_admin.application(service)), admin))
         serving = [asyncio.create_task(server.serve(sockets=[listening])) for server, listening in faces]
-        while not all(server.started for server, _ in faces):
+        while not all(server.started for server, _ in faces):  # noqa: ASYNC110 -- uvicorn has no event for it
             await asyncio.sleep(0.01)
         gc.collect()
         gc.freeze()
@@ -106,9 +106,12 @@ def _server(application: starlette.types.ASGIApp) -> _Server:
 def _announce(service: app.Service, public: socket.socket, admin: socket.socket | None, ready_file: pathlib.Path | None) -> None:
     addresses = Addresses(_url(public), _url(admin) if admin else None)
     current = service.live.current
-    log.info("ready: %s, administration %s, model %s", addresses.address, addresses.admin, current.version if current else "none yet")
+    version = current.version if current else "none yet"
+    log.info("ready: %s, administration %s, model %s", addresses.address, addresses.admin, version)
     if ready_file is not None:
-        ready_file.write_bytes(msgspec.json.encode(addresses))
+        whole = ready_file.with_name(ready_file.name + ".partial")
+        whole.write_bytes(msgspec.json.encode(addresses))
+        whole.replace(ready_file)
 
 
 def _url(listening: socket.socket) -> str:

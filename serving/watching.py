@@ -41,10 +41,13 @@ class Shelf(Protocol):
 class Watcher:
     """Follows a shelf. Its methods may run in another thread, one at a time; only `Live.swap` touches what requests read."""
 
-    def __init__(self, shelf: Shelf, live: Live, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, shelf: Shelf, live: Live, clock_ms: Callable[[], int], on_refused: Callable[[], object] = lambda: None
+    ) -> None:
         self._shelf = shelf
         self._live = live
         self._clock_ms = clock_ms
+        self._on_refused = on_refused
         self.refused: dict[str, str] = {}
         self.pinned: str | None = None
 
@@ -92,6 +95,7 @@ class Watcher:
             return self._shelf.load(entry)
         except Refused as error:
             self.refused[entry.version] = str(error)
+            self._on_refused()
             log.warning("snapshot %s is refused: %s; the previous one goes on", entry.version, error)
         except FileNotFoundError:
             log.info("snapshot %s was removed while it was being read", entry.version)

@@ -1,0 +1,199 @@
+"""The scoring service: what happens to a request, and the background work beside it."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import scorer
+from serving import disk_shelf, http_admin, http_public, redis_reads, requests, scoring, watching
+from serving.live import Live, Model, Scores
+from serving.metrics import Metrics
+from serving.problems import Problem
+from state import config as configuration
+from state import redis_store, stores
+
+log = logging.getLogger("serving")
+MAX_WAITING = 256
+STORE_TIMEOUT_S = 1.0
+LOADER_NICE = 10
+WARM_UP = b'{"user_id": "", "scenario": "", "candidates": [{"item_id": ""}]}'
+
+
+class Service:
+    """One process's state; its methods run on the event loop, `load` in the loader's thread."""
+
+    def __init__(self, config: configuration.Config, store: stores.Store, scoring: scoring.Scoring) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.decoder = requests.Decoder(config)
+        self.live = Live()
+        self.loader: Executor = ThreadPoolExecutor(1, "loader", initializer=_yield_to_requests)
+        shelf = disk_shelf.DiskShelf(config, self.load)
+        self.watcher = watching.Watcher(shelf, self.live, now_ms, self.metrics.refused.inc)
+        self.reads = redis_reads.Reads(store, config.serving, self.metrics)
+        self._scoring = scoring
+        self._objectives = [o.name for o in config.objectives]
+        self._switches: dict[str | int | None, http_admin.Mode] = {}
+        self._waiting = 0
+
+    async def answer(self, request: requests.Request) -> requests.Reply:
+        """Score one request.
+
+        Raises:
+            Problem: 503, no model is loaded yet, or too many requests wait already.
+        """
+        if self.live.current is None:
+            raise self._no_model()
+        if self._waiting >= MAX_WAITING:
+            raise Problem(503, "overloaded", f"{MAX_WAITING} requests wait already", "repeat it later", {"Retry-After": "1"})
+        begun = self._scoring.begin(request, now_ms() if request.ts_ms is None else request.ts_ms, time.monotonic())
+        self._waiting += 1
+        try:
+            answer = await self.reads.read(begun.wanted, begun.tasks)
+        finally:
+            self._waiting -= 1
+        model = self.live.current
+        outcome = self._scoring.finish(model.scorer, begun, answer.found, answer.supports, time.monotonic())
+        return self._reply(request, model, outcome, answer.trouble)
+
+    def _reply(
+        self, request: requests.Request, model: Model, outcome: scoring.Outcome, trouble: redis_reads.Trouble | None
+    ) -> requests.Reply:
+        reason = trouble or outcome.plain_reason
+        if reason is not None:
+            self.metrics.plain.labels(reason).inc()
+        self.metrics.foreign.inc(outcome.foreign)
+        self.metrics.candidates.inc(len(outcome.scores))
+        scored_ms = now_ms()
+        if self.live.scored(model.version, scored_ms):
+            self.metrics.first_scored(model.version, scored_ms)
+        chosen = request.objectives or self._objectives
+        return requests.Reply(
+            request_id=request.request_id,
+            version=model.version,
+            step=model.step,
+            scores={name: outcome.scores[:, self._objectives.index(name)].tolist() for name in chosen},
+            adapted=outcome.support_rows > 0,
+            support_rows=outcome.support_rows,
+            mode="adapted" if outcome.support_rows else "plain",
+            degraded=None if reason == "adaptation_off" else reason,
+            took_ms=0.0,
+        )
+
+    async def readiness(self) -> http_public.Ready:
+        """Which model answers, and the store's state, found out now.
+
+        Raises:
+            Problem: 503, no model is loaded yet.
+        """
+        store = await self.reads.state()
+        if self.live.current is None:
+            raise self._no_model(f"; the store is {store}")
+        version, step, created_ms, _ = self.live.current
+        return http_public.Ready(True, version, step, created_ms, store, self.reads.breaker_state())
+
+    def _no_model(self, also: str = "") -> Problem:
+        poll_s, folder = self.config.serving.poll_s, self.config.snapshot.directory
+        return Problem(
+            503,
+            "no_model",
+            f"no snapshot has been loaded yet{also}",
+            f"start the learner; it must write to {folder}, the snapshot.directory of this service",
+            {"Retry-After": str(max(1, round(poll_s)))},
+        )
+
+    def load(self, config: configuration.Config, arrays: Mapping[str, npt.NDArray[Any]]) -> Scores:
+        """A scorer with the switches that were set here."""
+        built = scorer.Scorer(config, arrays)
+        self._apply_switches(built)
+        return built
+
+    def switch(self, scenario: str | int | None, mode: http_admin.Mode) -> http_admin.Modes:
+        """Set the meta-learning mode of a scenario, or of all without one of their own, until the process ends."""
+        self._switches[None if scenario is None else str(scenario)] = mode
+        if self.live.current is not None:
+            self._apply_switches(self.live.current.scorer)
+        return http_admin.Modes({"*" if name is None else str(name): m for name, m in self._switches.items()})
+
+    def _apply_switches(self, built: Scores) -> None:
+        for scenario, mode in list(self._switches.items()):
+            built.modes.set(scenario, mode)
+
+    def swapped(self, model: Model) -> None:
+        """Note that `model` answers from now on."""
+        self._apply_switches(model.scorer)
+        self.metrics.swapped(model)
+        log.info("model %s, step %d, answers from now on", model.version, model.step)
+
+    async def look(self) -> None:
+        """Look for a newer snapshot once; a defect is logged and the current model goes on."""
+        try:
+            model = await asyncio.get_running_loop().run_in_executor(self.loader, self.watcher.look)
+            if model is not None:
+                self.swapped(model)
+        except Exception:
+            log.exception("looking for a snapshot failed; the current model goes on")
+
+    async def follow_snapshots(self) -> None:
+        """Look each `serving.poll_s`, for ever."""
+        while True:
+            await asyncio.sleep(self.config.serving.poll_s)
+            await self.look()
+
+    def warm_up(self) -> None:
+        """Compile the kernels of the feature engine before the first request needs them."""
+        begun = self._scoring.begin(self.decoder.decode(WARM_UP, "json"), 0, 0.0)
+        wanted = begun.wanted
+        layouts, schema = self._scoring.engine.compiled.layouts, self._scoring.engine.schema
+        found = stores.Found(
+            tuple(np.zeros((len(keys), layout.width)) for keys, layout in zip(wanted.cells, layouts, strict=True)),
+            np.zeros((len(wanted.users), schema.user_bytes), np.uint8),
+            np.zeros((len(wanted.items), schema.item_bytes), np.uint8),
+        )
+        self._scoring.engine.fill(wanted, found, -np.inf)
+        self._scoring.engine.stamp(begun.lists)
+
+
+@contextlib.asynccontextmanager
+async def running(config: configuration.Config) -> AsyncIterator[Service]:
+    """A service that is warm and follows the snapshots; neither the store nor a snapshot need be there."""
+    scores = scoring.Scoring(config)
+    store = redis_store.RedisStore(
+        config.store.url,
+        config.store.prefix,
+        scores.engine.schema,
+        password=os.environ.get(config.security.store_password_env),
+        timeout_s=STORE_TIMEOUT_S,
+    )
+    service = Service(config, store, scores)
+    service.warm_up()
+    await service.look()
+    following = asyncio.create_task(service.follow_snapshots())
+    try:
+        yield service
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        await store.close()
+        service.loader.shutdown(wait=False, cancel_futures=True)
+
+
+def now_ms() -> int:
+    """The wall clock in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _yield_to_requests() -> None:
+    """On Linux a thread has a priority of its own: loading must not take the processor from scoring."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICE)
