@@ -245,6 +245,22 @@ class Security(spec.Section, frozen=True):
     )
 
 
+class Quality(spec.Section, frozen=True):
+    """`thousandfold bench quality`. The rates are of the baselines; `--choose` finds them on the first fifth of a log."""
+
+    group: Annotated[
+        tuple[TaskPart, ...],
+        Meta(min_length=1, max_length=3, description='GAUC ranks within it: of "user", "item", "scenario", "request", categories'),
+    ] = ("user",)
+    block_rows: Annotated[int, Meta(ge=1, description="rows that are scored before the first of them is trained on")] = 1000
+    burn_in: Annotated[float, Meta(ge=0, lt=1, description="share of the rows that no figure counts")] = 0.1
+    river_rate: Annotated[float, Meta(gt=0, description="river logistic regression: rate of SGD")] = 0.01
+    bias_rate: Annotated[float, Meta(gt=0, description="user and item bias: rate of SGD")] = 0.05
+    fm_rate: Annotated[float, Meta(gt=0, description="factorisation machine at batch 32: rate of AdaGrad")] = 0.05
+    fm_width: Annotated[int, Meta(ge=1, le=256, description="factorisation machine: numbers per factor")] = 16
+    bias_tuning_rate: Annotated[float, Meta(gt=0, description="one bias per task on the shared model: rate of SGD")] = 0.05
+
+
 class Config(spec.Section, frozen=True):
     """The whole file. `features` has no default: what a sample is must be said."""
 
@@ -269,6 +285,7 @@ class Config(spec.Section, frozen=True):
     serving: Serving = Serving()
     streams: Streams = Streams()
     security: Security = Security()
+    quality: Quality = Quality()
 
     @property
     def action_kinds(self) -> tuple[str, ...]:
@@ -328,6 +345,9 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     for part in config.task.key:
         if part not in {"user", "item", "scenario"} | categories:
             found.append(("task.key", f'"{part}" is neither "user", "item", "scenario" nor a declared category'))
+    for part in config.quality.group:
+        if part not in {"user", "item", "scenario", "request"} | categories:
+            found.append(("quality.group", f'"{part}" is none of "user", "item", "scenario", "request" nor a declared category'))
     columns = categories | set(spec.number_names(config.features))
     for key, wanted, allowed in (
         ("model.scenario_features", config.model.scenario_features, columns),
