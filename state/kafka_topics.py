@@ -1,15 +1,17 @@
 """The topics on the wire: the table, how to create them, and the check that every process makes before it runs."""
 
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
     TopicMetadata,
 )
@@ -162,7 +164,24 @@ def _create_missing(admin: AdminClient, config: Config, rows: list[Topic], timeo
             done.append(f"created {name}")
     if refused:
         raise TopicsWrong(refused)
+    _wait_for_leaders(config, rows, timeout_s)
     return done
+
+
+def _wait_for_leaders(config: Config, rows: list[Topic], timeout_s: float) -> None:
+    """A broker answers that a topic is created before its leaders take requests: wait for those."""
+    latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    wanted = {TopicPartition(row.name, p): latest for row in rows for p in range(row.partitions)}
+    end = time.monotonic() + timeout_s
+    while True:
+        # A client that once saw a topic without leaders goes on saying so: a fresh one each time.
+        admin = _admin(config)
+        failed = [f.exception() for f in admin.list_offsets(wanted, request_timeout=timeout_s).values() if f.exception(timeout_s)]
+        if not failed:
+            return
+        if time.monotonic() > end:
+            raise TopicsWrong([f"created, but no leader took requests within {timeout_s:g} s: {failed[0]}"])
+        time.sleep(0.05)
 
 
 def _partition_problems(config: Config, rows: Iterable[Topic], present: dict[str, TopicMetadata]) -> list[str]:
