@@ -245,11 +245,15 @@ def adagrad(
 
 @kernel
 def squares(values: F32) -> float:
-    """Sum of squares in double precision; not finite if any value is not."""
-    total = 0.0
-    for i in range(len(values)):
-        total += np.float64(values[i]) * np.float64(values[i])
-    return total
+    """Sum of squares in double precision, in 16 running sums; not finite if any value is not."""
+    sums = np.zeros(16, np.float64)
+    whole = len(values) - len(values) % 16
+    for i in range(0, whole, 16):
+        for j in range(16):
+            sums[j] += np.float64(values[i + j]) * np.float64(values[i + j])
+    for i in range(whole, len(values)):
+        sums[i - whole] += np.float64(values[i]) * np.float64(values[i])
+    return sums.sum()
 
 
 @kernel

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import adaptation, base, embedding, kernels, modes, moments, registry
+from models import adaptation, base, embedding, kernels, modes, moments, registry, towers
 from state import config
 
 U64 = npt.NDArray[np.uint64]
@@ -26,28 +26,35 @@ class Scored(NamedTuple):
 class Scorer:
     """A published model. A row's score does not depend on the rows beside it."""
 
-    def __init__(self, settings: config.Config, arrays: Arrays) -> None:
-        """`arrays` are those that `Trainer.serving_names` names; they are used in place and must not change.
+    def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
+        """Copy the arrays that `Trainer.serving_names` names.
+
+        `native` takes the model's hand-written pass where it has one; otherwise torch does the same work, slower.
 
         Raises:
             ValueError: an array is missing or does not fit the configuration.
             config.ConfigError: the configuration names an unknown model.
         """
-        self.settings, self.model = settings, registry.build(settings)
-        self._columns = embedding.columns(settings.features)
-        self._salts = kernels.salts(len(self._columns.starts))[self._columns.field_of]
-        self._geometry = base.geometry(settings)
-        names = ("dense", *embedding.SERVING)
-        missing = [n for n in names if n not in arrays]
+        self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
+        missing = [n for n in ("dense", *embedding.SERVING) if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
-        dense = np.array(arrays["dense"], np.float32)
-        if dense.shape != (base.size(self.model.shapes),) or arrays["table"].shape[1] != self._geometry.width + 1:
-            raise ValueError("snapshot does not fit the configuration's model; use the configuration it was trained with")
+        numbers, width = len(self._geometry.numbers), self._geometry.width
+        wanted = {"dense": (base.size(self.model.shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1)}
+        for name, shape in wanted.items():
+            if arrays[name].shape != shape:
+                raise ValueError(
+                    f'snapshot array "{name}" is {arrays[name].shape}, the configuration needs {shape}; '
+                    "use the configuration that the snapshot was trained with"
+                )
+        self._columns = embedding.columns(settings.features)
+        self._salts = kernels.salts(len(self._columns.starts))[self._columns.field_of]
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
         self._mean, self._scale = moments.standard(np.array(arrays["moments"]))
-        self._parameters = base.views(torch.from_numpy(dense), self.model.shapes)
+        flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
+        self._parameters = base.views(flat, self.model.shapes)
         self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
+        self._trunk = self.model.native(flat) if native else None
         self.modes = modes.Modes(settings.meta)
         if "meta.default" in arrays:
             self.modes.load(arrays)
@@ -57,26 +64,18 @@ class Scorer:
 
         Adaptation is left out where the scenario's mode is off or the support has fewer than `meta.min_support` rows.
         """
-        meta = self.settings.meta
-        used = 0
+        meta, used = self.settings.meta, 0
         if support is not None and len(support.ids) >= meta.min_support and self.modes.code(scenario) != modes.OFF:
             used = min(len(support.ids), meta.support_rows)
         inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)
         self._gather(ids, x, inputs[: len(ids)])
+        label = np.zeros((0, self._geometry.objectives), np.float32)
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
-        with torch.inference_mode():
-            known = self.model.trunk(self._parameters, torch.from_numpy(inputs))
-            query = base.MetaInput(*(part[: len(ids)] for part in known))
-            plain = torch.sigmoid(self.model.tower(self._fast, query)).numpy()
-            if not used or support is None:
-                return Scored(plain, plain, 0)
-            own = base.MetaInput(*(part[len(ids) :].unsqueeze(0) for part in known))
-            label = torch.from_numpy(np.array(support.label[-used:], np.float32)).unsqueeze(0)
-            weight = torch.full((1, used), 1.0 / used)
-            change = adaptation.adapt(self._fast, own, label, weight, meta.inner_rate, meta.inner_steps)
-            logit = adaptation.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
-            return Scored(plain, torch.sigmoid(logit[0]).numpy(), used)
+            label = np.array(support.label[-used:], np.float32)
+        pass_ = self._by_torch if self._trunk is None else self._natively
+        plain, adapted = pass_(inputs, label)
+        return Scored(plain, adapted, used)
 
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
         rows, columns = np.empty(ids.shape, np.int32), self._columns
@@ -84,3 +83,42 @@ class Scorer:
         kernels.gather(
             self._table, rows, columns.starts, columns.widths, np.array(x, np.float32), self._mean, self._scale, out
         )  # fmt: skip
+
+    def _natively(self, inputs: F32, label: F32) -> tuple[F32, F32]:
+        """Probabilities of the rows before the last `len(label)`, which are the support."""
+        assert self._trunk is not None
+        known, _ = self._trunk.forward(inputs)
+        rows = len(inputs) - len(label)
+        plain = np.empty((rows, self._geometry.objectives), np.float32)
+        towers.plain(known, self._trunk.tower, rows, plain)
+        if not len(label):
+            return plain, plain
+        settings, own = self.settings.meta, self._trunk.tower
+        change = towers.change(
+            known, own, rows, label, towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight)
+        )  # fmt: skip
+        with torch.inference_mode():
+            start = torch.from_numpy(known.z[:rows].reshape(plain.size, -1))
+            hidden = torch.from_numpy(known.hidden[:rows].reshape(plain.size, -1))
+            z = torch.addmm(start, (hidden @ torch.from_numpy(change.hidden)).add_(1), torch.from_numpy(change.error))
+        fitted = towers.Tower(own.output + change.output, own.bias + change.bias)
+        adapted = np.empty_like(plain)
+        towers.plain(known._replace(z=z.numpy().reshape(rows, -1)), fitted, rows, adapted)
+        return plain, adapted
+
+    def _by_torch(self, inputs: F32, label: F32) -> tuple[F32, F32]:
+        """The same through the model's own trunk and tower."""
+        rows, settings = len(inputs) - len(label), self.settings.meta
+        with torch.inference_mode():
+            known = self.model.trunk(self._parameters, torch.from_numpy(inputs))
+            query = base.MetaInput(*(part[:rows] for part in known))
+            plain = torch.sigmoid(self.model.tower(self._fast, query)).numpy()
+            if not len(label):
+                return plain, plain
+            own = base.MetaInput(*(part[rows:].unsqueeze(0) for part in known))
+            weight = torch.full((1, len(label)), 1.0 / len(label))
+            change = adaptation.adapt(
+                self._fast, own, torch.from_numpy(label).unsqueeze(0), weight, settings.inner_rate, settings.inner_steps
+            )
+            logit = adaptation.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
+            return plain, torch.sigmoid(logit[0]).numpy()

@@ -199,20 +199,9 @@ def plain(meta: Meta, tower: Tower, rows: int, out: F32) -> None:
 
 
 @kernel
-def adapted(meta: Meta, tower: Tower, rows: int, label: F32, settings: Settings, out: F32) -> None:
-    """Probabilities (rows, O) of the first rows under the tower adapted to the remaining ones, whose labels are given."""
-    objectives, width = tower.output.shape
-    entry = meta.hidden.shape[1] // objectives
-    place = np.arange(len(label)).astype(np.int32)
-    change = _adapt(meta, tower, rows, place, label, settings.rate, settings.steps)
-    weights, bias = tower.output + change.output, tower.bias + change.bias
-    product, z, active = np.empty(change.error.shape[0], np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    for i in range(rows):
-        for o in range(objectives):
-            at = meta.at + o * width
-            _shifted(meta.hidden[i, o * entry : (o + 1) * entry], meta.z[i, o * width : (o + 1) * width], change, product, z)
-            _activate(z, meta.gates[i, at : at + width], active)
-            out[i, o] = _sigmoid(_dot(active, weights[o]) + bias[o] + meta.offset[i, o])
+def change(meta: Meta, tower: Tower, rows: int, label: F32, settings: Settings) -> Change:
+    """What the rows after the first `rows`, whose labels (K, O) are given, do to the tower as one task's support."""
+    return _adapt(meta, tower, rows, np.arange(len(label)).astype(np.int32), label, settings.rate, settings.steps)
 
 
 @kernel
