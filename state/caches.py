@@ -140,13 +140,16 @@ class RowCache:
 
     def slots(self, keys: U64, batch: int) -> I64:
         """The slots of keys, adding the unseen ones (UNKNOWN); slots change when room has to be made."""
-        while (slots := tables.add_all(self.table, 0, keys, batch)).min(initial=0) < 0:
+        slots: I64 = tables.add_all(self.table, 0, keys, batch)
+        while slots.min(initial=0) < 0:
             self._make_room(batch)
+            slots = tables.add_all(self.table, 0, keys, batch)
         return slots
 
     def find(self, keys: U64) -> I64:
         """The slots of keys, -1 where there is none."""
-        return tables.find_all(self.table, 0, keys)
+        slots: I64 = tables.find_all(self.table, 0, keys)
+        return slots
 
     def _make_room(self, batch: int) -> None:
         slots = tables.kept(self.table, 0, batch)

@@ -35,7 +35,7 @@ class Lists(NamedTuple):
 
 
 class Actions(NamedTuple):
-    """A actions: `request`, `item` (PAD: none), `user` (A,) u8; `ts` (A,) i8 in ms; `kind` (A,) i2 index of the kind; `value` (A,) f4."""
+    """A actions: `request`, `item` (PAD: none), `user` (A,) u8; `ts` (A,) i8 in ms; `kind` (A,) i2, an index; `value` (A,) f4."""
 
     request: U64
     item: U64

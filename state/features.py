@@ -41,7 +41,7 @@ def is_empty(wanted: stores.Wanted) -> bool:
 class Engine:
     """The feature spec over counter cells, user rows and item attributes. Not for several threads at once.
 
-    `mode`: "owner" counts for a store and is the only writer of its users; "reader" stamps only and owns no user, so that it wants
+    `mode`: "owner" counts for a store, the only writer of its users; "reader" stamps only and owns no user, so that it wants
     user rows and cells of users every time, shared cells once they are `config.store.cache_age_s` old; "local" has no store: what
     is unknown starts from nothing. `capacity` cells of each kind of key (a quarter of it in users and items) are held; more only
     while the store lacks them or one batch needs them.

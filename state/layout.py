@@ -1,7 +1,7 @@
 """The feature spec compiled to arrays: which cells a row reads, which columns they have, how each number is made of them."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,9 +74,9 @@ class Plan(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """Where a column's raw value is: an attribute field of `holder`, or a field of the message itself (`intrinsic`)."""
+    """Where a column's raw value is: a field of `holder` (user, context, item), or of the message itself (intrinsic)."""
 
-    holder: Literal["user", "context", "item", "intrinsic"]
+    holder: str
     field: str
     start: int
     width: int
@@ -119,9 +119,7 @@ def compiled(config: configuration.Config) -> Compiled:
     matched = [columns[r.match] for r in features.recent if r.match not in {"any", "item"} and sources[r.match] != "item_id"]
     of_ring = sorted({c for m in matched for c in range(m.start, m.start + m.width)})
     of_items = sorted({*of_items, *of_ring})
-    layouts = tuple(
-        cells.Layout(tuple(k.windows), 1 + len(k.actions) + len(k.expected)) for k in kinds.values()
-    )
+    layouts = tuple(cells.Layout(tuple(k.windows), 1 + len(k.actions) + len(k.expected)) for k in kinds.values())
     owned = tuple(any(code == USER for code, _, _ in k.parts) for k in kinds.values())
     user = users.dtype(len(of_lists), len(of_ring))
     schema = stores.Schema(layouts, owned, user.itemsize, 8 * (ITEM_HEAD + len(of_items)))
@@ -151,9 +149,9 @@ def compiled(config: configuration.Config) -> Compiled:
 
 def _attribute(features: spec.Features, source: str, start: int, width: int) -> Attribute:
     holder, _, name = source.partition(".")
-    if holder == "user" or holder == "context" or holder == "item":  # noqa: PLR1714  (mypy narrows only these)
-        return Attribute(holder, f"v{raw.attribute_names(features, holder).index(name)}", start, width)
-    return Attribute("intrinsic", source, start, width)
+    if not name:
+        return Attribute("intrinsic", source, start, width)
+    return Attribute(holder, f"v{raw.attribute_names(features, holder).index(name)}", start, width)
 
 
 def _parts(key: tuple[str, ...], columns: dict[str, spec.IdColumn], sources: dict[str, str]) -> tuple[tuple[int, int, int], ...]:

@@ -43,14 +43,14 @@ class Action(msgspec.Struct, gc=False):
     value: Finite = 1.0
 
 
-def attribute_names(features: spec.Features, holder: Literal["user", "context", "item"]) -> tuple[str, ...]:
-    """The attributes of `holder` that the spec reads, in the order of first mention; the k-th is decoded into field `vK`."""
+def attribute_names(features: spec.Features, holder: str) -> tuple[str, ...]:
+    """The attributes of `holder` (user, context or item) that the spec reads; the k-th is decoded into field `vK`."""
     sources = [*(c.source for c in features.categories), *(n.source for n in features.numbers)]
     return tuple(dict.fromkeys(s.partition(".")[2] for s in sources if s.startswith(holder + ".")))
 
 
-def _attributes(features: spec.Features, holder: Literal["user", "context", "item"]) -> type[msgspec.Struct]:
-    """A struct of the attributes that the spec reads; others are ignored. Fields are `v0`, `v1`, ..., since any name may occur."""
+def _attributes(features: spec.Features, holder: str) -> type[msgspec.Struct]:
+    """A struct of the attributes that the spec reads; others are ignored. Fields are `v0`, `v1`, ...: any name may occur."""
     categories = {c.source for c in features.categories}
     numbers = {n.source for n in features.numbers}
     fields: list[tuple[str, Any, Any]] = []
@@ -64,7 +64,7 @@ def _attributes(features: spec.Features, holder: Literal["user", "context", "ite
 
 
 def impression_type(features: spec.Features) -> type[msgspec.Struct]:
-    """The struct of an impression: request_id, ts_ms, user_id, scenario, items[item_id, position, propensity, features], user, context."""
+    """The struct of an impression; `user`, `context` and each item's `features` hold the attributes that the spec reads."""
     user, context, shown = (_attributes(features, holder) for holder in ("user", "context", "item"))
     item = msgspec.defstruct(
         "Item", [("item_id", Id), ("position", Place), ("features", shown, shown()), ("propensity", AsNumber, None)], gc=False

@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
 
 @kernel
-def locate(plan: layout.Plan, table: tables.Table, rows: Rows, batch: int, oldest: F64, slots: Any, wanted: I64, n: int) -> int:
+def locate(plan: layout.Plan, table: tables.Table, rows: Rows, batch: int, oldest: F64, slots: Any, wanted: Any, n: int) -> int:
     """Fill `slots` (rows, M) with the slot of each cell, -1 where there is none, adding the unseen ones.
 
     Cells to read, unseen or read before `oldest[kind]`, are appended to `wanted` (., 2) as (kind, slot) from row `n` on.
@@ -132,7 +132,7 @@ class Batch(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What an action does not carry, found in its order: `allowed` (A,), `scenario` (A,), `ids` (A, F); `duplicate` (L,) lists."""
+    """What an action does not carry, found in its order: `allowed`, `scenario` (A,), `ids` (A, F); `duplicate` (L,) lists."""
 
     duplicate: npt.NDArray[np.bool_]
     allowed: I64
@@ -237,7 +237,9 @@ def _statistics(plan: layout.Plan, c: Cells, slots: Any, ts: int, first: int, va
 
 
 @kernel
-def _recent(plan: layout.Plan, rings: users.Rings, user: int, ts: int, item: np.uint64, ids: U64, first: int, values: F64) -> None:
+def _recent(
+    plan: layout.Plan, rings: users.Rings, user: int, ts: int, item: np.uint64, ids: U64, first: int, values: F64
+) -> None:
     """What the user lately did, for one row; `user` -1 did nothing."""
     for q in range(len(plan.match)):
         count, newest = 0, -1
@@ -264,7 +266,7 @@ def _recent(plan: layout.Plan, rings: users.Rings, user: int, ts: int, item: np.
 
 @kernel
 def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, slots: Any, x: F32, values: F64) -> int:
-    """All numbers of list `o` into its rows of `x` (R, D); `values` is room for its longest list. Returns the missing numbers."""
+    """All numbers of list `o` into its rows of `x` (R, D); `values` is room for the longest list. Returns missing numbers."""
     missing, ts, start = 0, b.ts[o], b.start[o]
     n, numbers = b.n_items[o], len(plan.log)
     recent = numbers + len(plan.operation)
@@ -272,7 +274,7 @@ def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, sl
     for i in range(n):
         r = start + i
         for j in range(numbers):
-            value = np.float64(b.numbers[r, j])
+            value = float(b.numbers[r, j])
             if math.isnan(value):
                 missing += 1
                 value = 0.0

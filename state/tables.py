@@ -20,9 +20,9 @@ _SPREAD, _TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(20)
 
 
 class Table(NamedTuple):
-    """K kinds, `capacity` C slots each, kept at most half full. `index` (K, 2C) holds slot + 1, 0 is empty; the rest is (K, C)."""
+    """K kinds, `capacity` C slots each, kept at most half full. `heads` (K, 2C) holds slot + 1, 0 is empty; the rest (K, C)."""
 
-    index: npt.NDArray[np.int32]
+    heads: npt.NDArray[np.int32]
     keys: U64
     used: I64
     flags: npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ class Table(NamedTuple):
     @property
     def capacity(self) -> int:
         """Slots of each kind."""
-        return self.keys.shape[1]
+        return int(self.keys.shape[1])
 
 
 def empty(kinds: int, capacity: int) -> Table:
@@ -51,35 +51,35 @@ def empty(kinds: int, capacity: int) -> Table:
 @kernel
 def find(table: Table, kind: int, key: np.uint64) -> int:
     """The slot of `key`, or -1."""
-    mask = np.uint64(table.index.shape[1] - 1)
+    mask = np.uint64(table.heads.shape[1] - 1)
     at = (key * _SPREAD) >> _TOP
     while True:
-        slot = table.index[kind, at & mask] - 1
+        slot = table.heads[kind, at & mask] - 1
         if slot < 0 or table.keys[kind, slot] == key:
-            return slot
+            return int(slot)
         at += np.uint64(1)
 
 
 @kernel
 def add(table: Table, kind: int, key: np.uint64) -> int:
     """The slot of `key`, a new one (flag UNKNOWN) if it has none; -1 if the kind is full."""
-    mask = np.uint64(table.index.shape[1] - 1)
+    mask = np.uint64(table.heads.shape[1] - 1)
     at = (key * _SPREAD) >> _TOP
     while True:
-        slot = table.index[kind, at & mask] - 1
+        slot = table.heads[kind, at & mask] - 1
         if slot < 0:
             slot = table.used[kind]
             if slot >= table.keys.shape[1]:
                 return -1
-            table.index[kind, at & mask] = slot + 1
+            table.heads[kind, at & mask] = slot + 1
             table.keys[kind, slot] = key
             table.flags[kind, slot] = UNKNOWN
             table.read_at[kind, slot] = 0.0
             table.seen[kind, slot] = 0
             table.used[kind] += 1
-            return slot
+            return int(slot)
         if table.keys[kind, slot] == key:
-            return slot
+            return int(slot)
         at += np.uint64(1)
 
 
@@ -107,13 +107,13 @@ def add_all(table: Table, kind: int, keys: U64, seen: int) -> I64:
 @kernel
 def reindex(table: Table, kind: int) -> None:
     """Rebuild the index of a kind from its keys."""
-    mask = np.uint64(table.index.shape[1] - 1)
-    table.index[kind, :] = 0
+    mask = np.uint64(table.heads.shape[1] - 1)
+    table.heads[kind, :] = 0
     for slot in range(table.used[kind]):
         at = (table.keys[kind, slot] * _SPREAD) >> _TOP
-        while table.index[kind, at & mask] != 0:
+        while table.heads[kind, at & mask] != 0:
             at += np.uint64(1)
-        table.index[kind, at & mask] = slot + 1
+        table.heads[kind, at & mask] = slot + 1
 
 
 def keep(table: Table, kind: int, slots: I64) -> None:
@@ -130,7 +130,10 @@ def grown(table: Table) -> Table:
     """The same content with twice the capacity."""
     bigger = empty(len(table.used), 2 * table.capacity)
     pairs: tuple[tuple[npt.NDArray[Any], npt.NDArray[Any]], ...] = (
-        (bigger.keys, table.keys), (bigger.flags, table.flags), (bigger.read_at, table.read_at), (bigger.seen, table.seen)
+        (bigger.keys, table.keys),
+        (bigger.flags, table.flags),
+        (bigger.read_at, table.read_at),
+        (bigger.seen, table.seen),
     )
     for new, old in pairs:
         new[:, : table.capacity] = old

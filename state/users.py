@@ -59,7 +59,7 @@ def find_request(rows: Rings, user: int, request: np.uint64) -> int:
     """The place of `request` in the user's ring, or -1."""
     for place in range(min(rows.requests[user], REQUESTS)):
         if rows.request[user, place] == request:
-            return place
+            return int(place)
     return -1
 
 
@@ -71,7 +71,7 @@ def push_request(rows: Rings, user: int, request: np.uint64, scenario: np.uint64
     rows.request[user, place] = request
     rows.scenario[user, place] = scenario
     rows.request_ts[user, place] = ts
-    return place
+    return int(place)
 
 
 @kernel
@@ -91,4 +91,4 @@ def push_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> 
     rows.item[user, place] = item
     rows.ts[user, place] = ts
     rows.kind[user, place] = kind
-    return place
+    return int(place)

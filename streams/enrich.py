@@ -1,0 +1,402 @@
+"""The pure core of the enrich stage: raw events in, counted and stamped micro-batches out. No I/O, no clock of its own.
+
+One round of the shell, in this order:
+
+1. `impression` and `action` take raw messages as they arrive (what is rejected comes back, for dead-letters);
+2. `begin` cuts a micro-batch; `wanted`, a read of the store and `fill`, until nothing is wanted; `finish` gives the messages;
+3. now and then `take` drains what the store lacks, with the fences of all that was finished, and the tokens that may be
+   acknowledged; the shell waits until the messages of everything finished so far (dead letters too) are delivered, then
+   calls the store's `count`, then `merged`, then acknowledges the tokens in the order given.
+
+Order of events. Lists and actions are put in order of event time, a list before an action of the same time, and an action never
+before its own list, whatever their clocks say. An action waits until the impressions up to its time have been taken; one whose
+list has not been seen waits `join.lateness_s` of event time longer, for its list may be late, and a value stamped into that list
+must not contain it. Neither waits beyond `join.idle_timeout_s` once the partition's impressions are caught up. Actions leave in
+the order of their offsets, so that one number, the fence, says what was counted.
+
+The watermark of a partition is that of `event_time.Clock` (the lesser of the newest times of the two inputs, unless one is quiet
+and caught up), but never beyond an action that still waits. Only the last message of a partition's batch moves it.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from state import columns, events, features, ids, records, spec, stores
+from state import config as configuration
+from streams import event_time
+
+I64 = npt.NDArray[np.int64]
+KNOWN_REQUESTS = 50_000
+"""Requests of a partition that are remembered to tell an early action from one whose list was stamped."""
+QUIET_MS = 100
+"""A message that carries nothing but a watermark leaves a partition at most this often."""
+HEADER_BYTES = 4096
+
+
+class CaughtUp(NamedTuple):
+    """Whether all that a partition's inputs held at a recent fetch has been taken."""
+
+    impressions: bool
+    clicks: bool
+
+
+class Message(NamedTuple):
+    """A message of `enriched`, for the same partition as its input."""
+
+    partition: int
+    value: bytes
+
+
+class Counting(NamedTuple):
+    """One call of the store's `count`, and the tokens that may be acknowledged after it, in offset order per input."""
+
+    counted: stores.Counted
+    tokens: list[Any]
+
+
+class Counts:
+    """What became of the input: `stale` was counted before it was assigned, `duplicates` were sent twice by the producer."""
+
+    __slots__ = ("actions", "duplicates", "items", "lists", "rejected", "stale")
+
+    def __init__(self) -> None:
+        self.lists = self.items = self.actions = self.duplicates = self.stale = self.rejected = 0
+
+
+class _Taken(NamedTuple):
+    """An input message. `event` is None where it only has to be acknowledged (rejected, or at or under the fence)."""
+
+    partition: int
+    offset: int
+    token: Any
+    ts: int
+    event: Any
+    raw: bytes
+    request: int
+    since_ms: int
+
+
+class _Partition:
+    """What is kept of one input partition: its fences (of impressions, of clicks), its clock, actions that wait."""
+
+    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "quiet_ms", "sent_ms")
+
+    def __init__(self, fences: tuple[int, int], idle_ms: int, now_ms: int) -> None:
+        self.fences = fences
+        self.clock = event_time.Clock(idle_ms, now_ms)
+        self.held: deque[_Taken] = deque()
+        self.known: dict[int, None] = {}
+        self.acted_ms = self.sent_ms = event_time.NEVER
+        self.quiet_ms = now_ms
+
+    def know(self, request: int) -> None:
+        """Remember that the list of a request was taken."""
+        self.known[request] = None
+        if len(self.known) > KNOWN_REQUESTS:
+            del self.known[next(iter(self.known))]
+
+
+class _Batch(NamedTuple):
+    """A micro-batch between `begin` and `finish`."""
+
+    shown: list[_Taken]
+    acted: list[_Taken]
+    lists: features.Lists
+    actions: features.Actions
+    order: I64
+    partition: I64
+    a_partition: I64
+    watermarks: dict[int, int]
+    inputs: list[_Taken]
+    counted: dict[tuple[str, int], int]
+
+
+class Enrich:
+    """Enriches the partitions assigned to one worker; `now_ms` is wall time since the epoch throughout."""
+
+    def __init__(self, config: configuration.Config, capacity: int = 1 << 20) -> None:
+        self.engine = features.Engine(config, capacity)
+        self.counts = Counts()
+        self._decoder, self._ids = records.decoder(config), ids.Ids()
+        self._topics = config.topics.impressions, config.topics.clicks
+        self._idle_ms, self._lateness_ms = round(config.join.idle_timeout_s * 1000), round(config.join.lateness_s * 1000)
+        self._settled_ms = 4 * (round(config.join.window_s * 1000) + max(self._lateness_ms, 1000))
+        self._lists_per_message = config.streams.lists_per_message
+        self._room = config.topics.max_message_bytes - HEADER_BYTES
+        self._row_bytes = 8 + 8 * self.engine.compiled.id_width + 4 * self.engine.compiled.number_width
+        self._spec = spec.fingerprint(config.features, config.action_kinds)
+        self._partitions: dict[int, _Partition] = {}
+        self._shown: list[_Taken] = []
+        self._acted: dict[int, int] = {}
+        self._batch: _Batch | None = None
+        self._finished: dict[tuple[str, int], int] = {}
+        self._applied: dict[tuple[str, int], int] = {}
+        self._tokens: list[Any] = []
+
+    @property
+    def waiting_lists(self) -> int:
+        """Lists taken and not yet in a micro-batch."""
+        return len(self._shown)
+
+    @property
+    def held_actions(self) -> int:
+        """Actions taken that still wait; the shell stops reading clicks when they are too many."""
+        return sum(len(p.held) for p in self._partitions.values())
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether `take` has something to drain."""
+        return bool(self._tokens) or self._finished != self._applied
+
+    def watermarks(self) -> dict[int, int]:
+        """The watermark last sent to each partition, in ms."""
+        return {p: held.sent_ms for p, held in self._partitions.items()}
+
+    def assign(self, partition: int, impressions_fence: int, clicks_fence: int, now_ms: int) -> None:
+        """Take over a partition whose inputs are counted up to these offsets (-1: nothing yet)."""
+        self._partitions[partition] = _Partition((impressions_fence, clicks_fence), self._idle_ms, now_ms)
+        for topic, fence in zip(self._topics, (impressions_fence, clicks_fence), strict=True):
+            self._finished[topic, partition] = self._applied[topic, partition] = fence
+
+    def revoke(self, partitions: Collection[int]) -> None:
+        """Give partitions up, between two batches, after a last `take` and count; what was not finished others read again."""
+        gone = set(partitions)
+        self._shown = [taken for taken in self._shown if taken.partition not in gone]
+        for partition in gone:
+            self._partitions.pop(partition, None)
+            self._acted.pop(partition, None)
+            for topic in self._topics:
+                self._finished.pop((topic, partition), None)
+                self._applied.pop((topic, partition), None)
+        self.engine.forget()
+
+    def impression(self, partition: int, offset: int, value: bytes | None, token: Any, now_ms: int) -> records.Rejected | None:
+        """Take a message of `impressions`; what is returned belongs in dead-letters."""
+        held = self._partitions[partition]
+        event, rejected = None, None
+        try:
+            event = self._decoded(value, now_ms)
+        except records.Rejected as error:
+            event, rejected = None, error
+        ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
+        fresh = offset > held.fences[0]
+        self._count(fresh=fresh, rejected=rejected)
+        taken = _Taken(partition, offset, token, ts, event if fresh else None, b"", request, now_ms)
+        self._shown.append(taken)
+        return rejected if fresh else None
+
+    def action(self, partition: int, offset: int, value: bytes | None, token: Any, now_ms: int) -> records.Rejected | None:
+        """Take a message of `clicks`; what is returned belongs in dead-letters."""
+        held = self._partitions[partition]
+        event, rejected = None, None
+        try:
+            event = self._decoder.action(value, now_ms)
+        except records.Rejected as error:
+            rejected = error
+        fresh = offset > held.fences[1]
+        self._count(fresh=fresh, rejected=rejected)
+        ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
+        self._acted[partition] = max(self._acted.get(partition, event_time.NEVER), ts)
+        held.held.append(_Taken(partition, offset, token, ts, event if fresh else None, value or b"", request, now_ms))
+        return rejected if fresh else None
+
+    def _decoded(self, value: bytes | None, now_ms: int) -> Any:
+        """An impression that fits into one message of `enriched`."""
+        event = self._decoder.impression(value, now_ms)
+        size = len(event.items) * self._row_bytes
+        if size > self._room:
+            raise records.Rejected("too_large", f"{len(event.items)} items take {size} bytes once enriched")
+        return event
+
+    def _count(self, *, fresh: bool, rejected: records.Rejected | None) -> None:
+        if not fresh:
+            self.counts.stale += 1
+        elif rejected is not None:
+            self.counts.rejected += 1
+
+    def begin(self, now_ms: int, caught_up: Mapping[int, CaughtUp]) -> bool:
+        """Cut a micro-batch of all that was taken; False if there is nothing to do. A partition not named is not caught up."""
+        if self._batch is not None:
+            raise RuntimeError("a batch is open: finish() it before the next begin()")
+        inputs, self._shown = self._shown, []
+        acted, self._acted = self._acted, {}
+        newest: dict[int, int] = {}
+        for taken in inputs:
+            newest[taken.partition] = max(newest.get(taken.partition, event_time.NEVER), taken.ts)
+            if taken.ts != event_time.NEVER:
+                held = self._partitions[taken.partition]
+                held.know(taken.request)
+                if taken.event is None:
+                    held.clock.before = max(held.clock.before, taken.ts)
+        counted = {(self._topics[0], taken.partition): taken.offset for taken in inputs}
+        watermarks: dict[int, int] = {}
+        released: list[_Taken] = []
+        for partition, held in sorted(self._partitions.items()):
+            state = caught_up.get(partition, CaughtUp(impressions=False, clicks=False))
+            if partition in newest:
+                held.clock.show(newest[partition], now_ms)
+            if partition in acted:
+                held.clock.act(acted[partition], now_ms)
+            due = list(self._due(held, now_ms, state))
+            released += due
+            if due:
+                counted[self._topics[1], partition] = due[-1].offset
+            mark = held.clock.watermark(now_ms, impressions_caught_up=state.impressions, clicks_caught_up=state.clicks)
+            mark = min([mark, *(taken.ts for taken in held.held if taken.event is not None)])
+            if self._moves(held, mark, now_ms, busy=partition in newest or bool(due)):
+                watermarks[partition] = max(mark, held.sent_ms)
+        if not (inputs or released or watermarks):
+            return False
+        self._batch = self._cut(inputs, released, watermarks, counted)
+        return True
+
+    def _due(self, held: _Partition, now_ms: int, state: CaughtUp) -> Iterator[_Taken]:
+        """Take the actions that may be counted off the front of a partition's queue."""
+        while held.held:
+            first = held.held[0]
+            expected = first.event is not None and first.event.item_id is not None and first.request not in held.known
+            ts = first.ts + self._lateness_ms if expected else first.ts
+            if first.event is not None and not held.clock.is_due(ts, first.since_ms, now_ms, caught_up=state.impressions):
+                return
+            yield held.held.popleft()
+
+    def _moves(self, held: _Partition, mark: int, now_ms: int, *, busy: bool) -> bool:
+        """Whether a message has to go to this partition: it has content, or its watermark moved and somebody may wait for it."""
+        if busy:
+            return True
+        waits = held.sent_ms < max(held.clock.shown, held.clock.acted) + self._settled_ms
+        return mark > held.sent_ms and waits and now_ms - held.quiet_ms >= QUIET_MS
+
+    def _cut(
+        self,
+        inputs: list[_Taken],
+        released: list[_Taken],
+        watermarks: dict[int, int],
+        counted: dict[tuple[str, int], int],
+    ) -> _Batch:
+        shown = [taken for taken in inputs if taken.event is not None]
+        acted = [taken for taken in released if taken.event is not None]
+        compiled = self.engine.compiled
+        lists = events.lists_of([t.event for t in shown], compiled, self._ids) if shown else events.no_lists(compiled)
+        actions = events.actions_of([t.event for t in acted], compiled, self._ids) if acted else events.no_actions()
+        own = {t.request: t.ts for t in reversed(shown)}
+        times = np.array([*(t.ts for t in shown), *(max(t.ts, own.get(t.request, t.ts)) for t in acted)], np.int64)
+        code = np.concatenate([np.arange(len(shown)), -1 - np.arange(len(acted))])
+        order = code[np.lexsort((code < 0, times))]
+        partition = np.array([t.partition for t in shown], np.int64)
+        a_partition = np.array([t.partition for t in acted], np.int64)
+        return _Batch(shown, acted, lists, actions, order, partition, a_partition, watermarks, [*inputs, *released], counted)
+
+    def wanted(self, now_s: float) -> stores.Wanted:
+        """What must be read for the batch begun; ask again after `fill`, until nothing is wanted."""
+        batch = self._open()
+        return self.engine.wanted(batch.lists, batch.actions, now_s, batch.order)
+
+    def fill(self, wanted: stores.Wanted, found: stores.Found, now_s: float) -> None:
+        """Take over what was read."""
+        self.engine.fill(wanted, found, now_s)
+
+    def finish(self, now_ms: int) -> list[Message]:
+        """Stamp and count the batch, and return its messages; they have to be delivered before what they hold is counted."""
+        batch = self._open()
+        x = self.engine.run(batch.lists, batch.actions, batch.order)
+        duplicates = self.engine.duplicates
+        self._batch = None
+        self._tokens += [taken.token for taken in batch.inputs]
+        self._finished.update(batch.counted)
+        self.counts.lists += int((~duplicates).sum())
+        self.counts.items += int(batch.lists.n_items[~duplicates].sum())
+        self.counts.duplicates += int(duplicates.sum())
+        self.counts.actions += len(batch.acted)
+        rank = np.empty(len(batch.order), np.int64)
+        rank[batch.order] = np.arange(len(batch.order))
+        out: list[Message] = []
+        for partition, watermark in batch.watermarks.items():
+            shown = np.flatnonzero((batch.partition == partition) & ~duplicates)
+            acted = np.flatnonzero(batch.a_partition == partition)
+            acted = acted[np.argsort(rank[-1 - acted], kind="stable")]
+            out += self._messages(batch, partition, shown, acted, x, watermark)
+            held = self._partitions[partition]
+            held.sent_ms, held.quiet_ms = watermark, now_ms
+        return out
+
+    def take(self) -> Counting:
+        """Drain what the store lacks; see the head of this file for when. One count at a time: `merged` before the next."""
+        fences = tuple(
+            stores.Fence(topic, partition, self._applied[topic, partition], offset)
+            for (topic, partition), offset in sorted(self._finished.items())
+            if offset != self._applied[topic, partition]
+        )
+        tokens, self._tokens = self._tokens, []
+        self._applied = dict(self._finished)
+        return Counting(self.engine.take()._replace(fences=fences), tokens)
+
+    def merged(self, values: tuple[stores.F64, ...]) -> None:
+        """What the store's `count` returned for the last `take`."""
+        self.engine.merged(values)
+
+    def _open(self) -> _Batch:
+        if self._batch is None:
+            raise RuntimeError("no batch is open: begin() one first")
+        return self._batch
+
+    def _messages(
+        self, batch: _Batch, partition: int, shown: I64, acted: I64, x: features.F32, watermark: int
+    ) -> Iterator[Message]:
+        """Messages of one partition: lists, then actions, within the limits of count and size; the last moves the watermark."""
+        held = self._partitions[partition]
+        lists = batch.lists
+        weights = lists.n_items[shown].astype(np.int64) * self._row_bytes + 36
+        pieces = [(piece, acted[:0]) for piece in _cut(shown, weights, self._lists_per_message, self._room)]
+        a_weights = np.array([len(batch.acted[a].raw) + 52 for a in acted.tolist()], np.int64)
+        a_pieces = list(_cut(acted, a_weights, len(acted), self._room))
+        both = int(weights[-len(pieces[-1][0]) :].sum()) + int(a_weights[: len(a_pieces[0])].sum()) if pieces and a_pieces else 0
+        if both and both <= self._room:
+            pieces[-1] = pieces[-1][0], a_pieces.pop(0)
+        pieces += [(shown[:0], piece) for piece in a_pieces]
+        pieces = pieces or [(shown[:0], acted[:0])]
+        starts = np.cumsum(lists.n_items, dtype=np.int64) - lists.n_items
+        for i, (some, actions) in enumerate(pieces):
+            head = {
+                "spec": self._spec,
+                "watermark_ms": watermark if i == len(pieces) - 1 else held.sent_ms,
+                "before_ms": held.clock.before,
+                "scenarios": {str(s): lists.names[s] for s in np.unique(lists.scenario[some]).tolist()},
+            }
+            packed = {**_list_columns(lists, x, some, starts), **_action_columns(batch, actions)}
+            held.clock.before = max(held.clock.before, int(lists.ts[some].max(initial=event_time.NEVER)))
+            yield Message(partition, columns.pack(packed, **head))
+
+
+def _cut(which: I64, weights: I64, most: int, room: int) -> Iterator[I64]:
+    """Cut `which` into runs of at most `most` entries whose weights sum to at most `room` (one entry may be alone beyond it)."""
+    start, total = 0, 0
+    for i, weight in enumerate(weights.tolist()):
+        if i > start and (i - start >= most or total + weight > room):
+            yield which[start:i]
+            start, total = i, 0
+        total += weight
+    if len(which):
+        yield which[start:]
+
+
+def _list_columns(lists: features.Lists, x: features.F32, which: I64, starts: I64) -> columns.Columns:
+    n = lists.n_items[which]
+    rows = np.repeat(starts[which] - (np.cumsum(n, dtype=np.int64) - n), n) + np.arange(int(n.sum()))
+    of_lists = {name: getattr(lists, name)[which] for name in ("request", "user", "scenario", "ts", "n_items")}
+    return {**of_lists, "item": lists.item[rows], "ids": lists.ids[rows], "x": x[rows]}
+
+
+def _action_columns(batch: _Batch, which: I64) -> columns.Columns:
+    chosen = [batch.acted[a] for a in which.tolist()]
+    named = {f"a_{name}": getattr(batch.actions, name)[which] for name in ("request", "item", "user", "ts", "kind", "value")}
+    return {
+        **named,
+        "a_offset": np.array([taken.offset for taken in chosen], np.int64),
+        "a_raw_length": np.array([len(taken.raw) for taken in chosen], np.int32),
+        "a_raw": np.frombuffer(b"".join(taken.raw for taken in chosen), np.uint8),
+    }
