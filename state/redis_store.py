@@ -100,8 +100,8 @@ class RedisStore:
     async def count(self, counted: stores.Counted) -> tuple[F64, ...]:
         """Apply all of it or nothing, in one script call; see `stores.Store.count`.
 
-        When the connection breaks before the reply, the fences tell whether it was applied: if they hold this call's offsets it
-        was, and the merged cells are read again; else it is sent once more. One call at a time.
+        When the connection breaks before the reply it is sent once more; if the fences then refuse it but hold this call's
+        offsets, it was applied, and the merged cells are read again. One call at a time.
 
         Raises:
             Fenced: a fence holds neither what was expected nor, after a lost reply, this call's offset.
@@ -117,18 +117,14 @@ class RedisStore:
                     raise
                 self._doubtful = counted.fences
         try:
-            merged = await (self._again(counted) if await self._applied(counted) else self._apply(counted))
+            merged = await self._apply(counted)
         except stores.Fenced:
-            # An earlier attempt may still have been on its way and have arrived after the fences were read.
-            if not await self._applied(counted):
+            held = await self.fences([(fence.topic, fence.partition) for fence in counted.fences])
+            if held != [fence.offset for fence in counted.fences]:
                 raise
             merged = await self._again(counted)
         self._doubtful = ()
         return merged
-
-    async def _applied(self, counted: stores.Counted) -> bool:
-        held = await self.fences([(fence.topic, fence.partition) for fence in counted.fences])
-        return held == [fence.offset for fence in counted.fences]
 
     async def _apply(self, counted: stores.Counted) -> tuple[F64, ...]:
         pieces, words = self._sections(counted)

@@ -282,7 +282,7 @@ def test_both_stores_answer_the_same_to_any_sequence_of_operations(store_url: st
 def layouts(draw: st.DrawFn) -> cells.Layout:
     windows = st.one_of(
         st.just(ALL),
-        st.floats(1, 1e12).map(lambda size: cells.Window("decay", size)),
+        st.one_of(st.floats(1e7, 1e10), st.floats(1, 1e12)).map(lambda size: cells.Window("decay", size)),
         st.one_of(st.integers(1, 10_000).map(float), st.floats(1, 1e6)).map(lambda size: cells.Window("last", size)),
     )
     return cells.Layout((ALL, *draw(st.lists(windows, max_size=4))), draw(st.one_of(st.integers(1, 6), st.integers(50, 90))))
