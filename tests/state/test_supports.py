@@ -186,13 +186,13 @@ def test_a_task_that_was_not_filled_is_an_error_not_an_empty_set() -> None:
 
 def test_memory_is_bounded_and_a_dropped_task_is_asked_for_again() -> None:
     per_task = SIZE * SHAPE.dtype.itemsize
-    sets = supports.Sets(made(in_flight=2), cache_bytes=8 * per_task)
+    sets = supports.Sets(made(in_flight=2), cache_bytes=2 * per_task)
     held: dict[int, bytes] = {}
     unfinished: list[tuple[Any, list[bytes]]] = []
     random = np.random.default_rng(0)
     everything: dict[int, list[Put]] = {}
     for batch in range(300):
-        puts = [Put(int(task), batch // 10, batch, 1, 0, 0.0) for task in random.integers(0, 60, 2)]
+        puts = [Put(int(task), batch // 10, batch, 1, 0, 0.0) for task in random.integers(0, 12, 2)]
         missing = sets.missing(np.array([put.task for put in puts], np.uint64))
         sets.fill(missing, [held.get(task) for task in missing.tolist()])
         put_all(sets, puts)
@@ -215,6 +215,16 @@ def test_unwritten_tasks_are_never_dropped() -> None:
         put_all(sets, [Put(task, 1, 1, 1, 0, 0.0)])
     assert len(sets) == 600
     assert len(sets.writes()[0]) == 600
+
+
+def test_a_task_changed_long_after_it_was_read_is_not_dropped() -> None:
+    sets = supports.Sets(made(in_flight=1), cache_bytes=1)
+    put_all(sets, [Put(1, 1, 1, 1, 0, 0.0)])
+    for _ in range(5):
+        sets.writes()
+    sets.insert(np.array([1], np.uint64), np.ones(1, np.int32), rows_of([Put(1, 2, 1, 1, 0, 0.0)]))
+    sets.fill(np.array([2], np.uint64), [None])
+    assert sets.rows(1)["ts"].tolist() == [1, 2]
 
 
 def test_forget_drops_everything() -> None:
