@@ -25,7 +25,7 @@ log = logging.getLogger("serving")
 MAX_WAITING = 256
 STORE_TIMEOUT_S = 1.0
 LOADER_NICE = 10
-WARM_UP = b'{"user_id": "", "scenario": "", "candidates": [{"item_id": ""}]}'
+WARM_UP = b'{"user_id": "warm up", "scenario": "warm up", "candidates": [{"item_id": "warm up"}]}'
 
 
 class Service:
