@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from models import embedding
+from state import ids
+from tests import minibatches
+
+
+def filled() -> tuple[embedding.Table, embedding.I32, embedding.F32]:
+    settings = minibatches.settings(embedding={"init_scale": 0.5})
+    batch = minibatches.minibatch(settings, lists=12)
+    table = embedding.Table(settings)
+    return table, table.admit(batch.ids, 0), batch.x
+
+
+def gathered(table: embedding.Table, rows: embedding.I32, x: embedding.F32) -> embedding.F32:
+    out = np.full((len(rows), table.row), np.nan, np.float32)
+    table.gather(rows, x, out)
+    return out
+
+
+def test_a_multi_valued_category_is_the_mean_of_what_is_present_and_zero_if_nothing_is() -> None:
+    table, rows, x = filled()
+    rows[0, 3:] = [10, -1, 11]
+    rows[1, 3:] = -1
+    out = gathered(table, rows, x)
+    assert out[0, 12:16] == pytest.approx((table.table[10, :4] + table.table[11, :4]) / 2)
+    assert not out[1, 12:16].any()
+    assert out[0, :4].tolist() == table.table[rows[0, 0], :4].tolist()
+
+
+def test_numbers_are_standardised_clipped_and_absent_ones_are_the_mean() -> None:
+    table, rows, x = filled()
+    table.observe(x)
+    x[0], x[1, 0], x[1, 1] = table.mean + 1 / table.scale, 1e9, np.nan
+    out = gathered(table, rows, x)
+    assert out[0, 16:18] == pytest.approx([1, 1], rel=1e-5)
+    assert out[1, 16:18].tolist() == [4, 0]
+
+
+def test_adagrad_sums_duplicates_first_and_matches_a_plain_loop() -> None:
+    table, rows, x = filled()
+    gradient = np.random.default_rng(1).standard_normal((len(rows), table.row)).astype(np.float32)
+    wanted, accumulator = table.table.astype(np.float64), table.accumulator.astype(np.float64)
+    total = np.zeros_like(wanted)
+    for i, row in enumerate(rows):
+        for c, (start, width) in enumerate(zip(table.columns.starts, table.columns.widths, strict=True)):
+            present = [r for r in row[start : start + width] if r >= 0]
+            for r in present:
+                total[r, :4] += gradient[i, 4 * c : 4 * c + 4] / len(present)
+                total[r, 4] += gradient[i, table.row - 4 + c] / len(present)
+    accumulator[:, 0] += (total[:, :4] ** 2).mean(1)
+    accumulator[:, 1] += total[:, 4] ** 2
+    touched = np.unique(rows[rows >= 0])
+    assert len(touched) < (rows >= 0).sum()
+    for r in touched:
+        wanted[r, :4] -= 0.05 * total[r, :4] / (np.sqrt(accumulator[r, 0]) + 1e-8)
+        wanted[r, 4] -= 0.05 * total[r, 4] / (np.sqrt(accumulator[r, 1]) + 1e-8)
+    before = table.table.copy()
+    table.descend(rows, gradient)
+    assert table.table == pytest.approx(wanted, abs=1e-5)
+    assert table.accumulator[touched] == pytest.approx(accumulator[touched], rel=1e-4)
+    untouched = np.setdiff1d(np.arange(len(before)), touched)
+    assert (table.table[untouched] == before[untouched]).all()
+    assert not table._mark.any()
+
+
+def test_first_values_depend_on_seed_and_key_only() -> None:
+    settings = minibatches.settings()
+    ids_ = minibatches.minibatch(settings, lists=4).ids
+    one, other = embedding.Table(settings), embedding.Table(settings)
+    a = one.admit(ids_, 0)
+    b = other.admit(ids_[::-1].copy(), 5)[::-1]
+    assert one.table[a].tolist() == other.table[b].tolist()
+    third = embedding.Table(minibatches.settings(learner={"seed": 1}))
+    assert one.table[a].tolist() != third.table[third.admit(ids_, 0)].tolist()
+
+
+def test_first_values_have_the_configured_deviation() -> None:
+    settings = minibatches.settings(embedding={"init_scale": 0.2})
+    table = embedding.Table(settings)
+    wide = np.full((3000, 6), ids.PAD, np.uint64)
+    wide[:, 1] = np.arange(3000)
+    rows = table.admit(wide, 0)[:, 1]
+    values = table.table[rows, :4]
+    assert values.std() == pytest.approx(0.2, rel=0.03)
+    assert values.mean() == pytest.approx(0, abs=0.01)
+    assert not table.table[rows, 4].any()
+
+
+def test_an_evicted_row_is_reset_for_its_next_owner() -> None:
+    settings = minibatches.settings(embedding={"capacity": 1024, "max_idle_s": 1.0})
+    table = embedding.Table(settings)
+    first = np.full((1, 6), ids.PAD, np.uint64)
+    first[0, 0] = 1
+    rows = table.admit(first, 0)
+    untrained = table.table[rows[0, 0]].copy()
+    table.descend(rows, np.ones((1, table.row), np.float32))
+    assert (table.table[rows[0, 0]] != untrained).any()
+    second = first.copy()
+    second[0, 0] = 2
+    assert table.admit(second, 5000)[0, 0] == rows[0, 0]
+    assert table.accumulator[rows[0, 0]].tolist() == pytest.approx([1e-6, 1e-6])
+    first_again = table.admit(first, 5001)
+    assert table.table[first_again[0, 0]].tolist() == untrained.tolist()
