@@ -192,12 +192,13 @@ def test_memory_is_bounded_and_a_dropped_task_is_asked_for_again() -> None:
     random = np.random.default_rng(0)
     everything: dict[int, list[Put]] = {}
     for batch in range(300):
-        puts = [Put(int(task), batch // 10, batch, 1, 0, 0.0) for task in random.integers(0, 12, 2)]
-        missing = sets.missing(np.array([put.task for put in puts], np.uint64))
-        sets.fill(missing, [held.get(task) for task in missing.tolist()])
-        put_all(sets, puts)
-        for put in puts:
-            everything.setdefault(put.task, []).append(put)
+        for part, task in enumerate(random.integers(0, 12, 2).tolist()):
+            put = Put(task, batch // 10, 2 * batch + part, 1, 0, 0.0)
+            missing = sets.missing(np.array([task], np.uint64))
+            sets.fill(missing, [held.get(m) for m in missing.tolist()])
+            put_all(sets, [put])
+            everything.setdefault(task, []).append(put)
+            assert plain(sets.rows(task)) == plain(rows_of(expected(everything[task])))
         unfinished.append(sets.writes())
         if len(unfinished) > 2:
             tasks, packed = unfinished.pop(0)
