@@ -171,7 +171,8 @@ class RowCache:
         """Which of `slots` are unknown or were read before `oldest`, each once."""
         found = np.unique(slots)
         known = (self.table.flags[0, found] & _UNKNOWN) == 0
-        return found[~(known & (self.table.read_at[0, found] >= oldest))]
+        late: I64 = found[~(known & (self.table.read_at[0, found] >= oldest))]
+        return late
 
     def zero(self, slots: I64) -> None:
         """Start rows from nothing."""

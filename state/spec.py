@@ -141,6 +141,9 @@ def problem(features: Features, action_kinds: tuple[str, ...]) -> str:
         if name in seen:
             return f'"{name}" is declared twice; every column needs a name of its own'
         seen.add(name)
+    source_problem = _source_problem(features)
+    if source_problem:
+        return source_problem
     categories = {c.name for c in features.categories}
     keys = set(INTRINSIC_KEYS) | categories
     declared = {n.name for n in features.numbers}
@@ -168,4 +171,23 @@ def problem(features: Features, action_kinds: tuple[str, ...]) -> str:
     for place in features.places:
         if place.of not in declared:
             return f'places "{place.name}": "{place.of}" is no number or statistic; allowed: {", ".join(sorted(declared))}'
+    return ""
+
+
+def _source_problem(features: Features) -> str:
+    """A source that cannot serve what it is declared for, in words, or an empty string."""
+    sources = {c.name: c.source for c in features.categories}
+    for name, source in zip(INTRINSIC_KEYS, ("user_id", "item_id", "scenario"), strict=True):
+        if sources.get(name, source) != source:
+            return f'category "{name}" must have source "{source}", which is what keys mean by it; give this one another name'
+    for number in features.numbers:
+        if number.source in {"user_id", "item_id", "scenario"}:
+            return f'numbers "{number.name}": source "{number.source}" is an id; allowed: position, user.X, context.X, item.X'
+    for s in features.statistics:
+        for part in s.key:
+            if sources.get(part) == "position":
+                return f'statistics "{s.name}": key "{part}" is a position, which an action does not carry; use another key'
+    for r in features.recent:
+        if r.match in sources and not sources[r.match].startswith("item"):
+            return f'recent "{r.name}": match "{r.match}" is no category of the item; its source must be item_id or item.X'
     return ""
