@@ -96,7 +96,7 @@ class Broker:
 def available(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names of the brokers that can be started here, the preferred one first."""
     found = []
-    if environment.get("KAFKA_HOME") and not _kafka_problem(environment):
+    if environment.get("KAFKA_HOME") and not kafka_problem(environment):
         found.append(KAFKA)
     if util.find_spec("noida_db") is not None:
         found.append(EMBEDDED)
@@ -146,7 +146,8 @@ def chosen(
         yield broker
 
 
-def _kafka_problem(environment: Mapping[str, str]) -> str:
+def kafka_problem(environment: Mapping[str, str]) -> str:
+    """Why KAFKA_HOME cannot be used, with what to do; empty when it can."""
     home = pathlib.Path(environment.get("KAFKA_HOME", ""))
     for script in ("kafka-storage.sh", "kafka-server-start.sh"):
         if not (home / "bin" / script).is_file():
@@ -157,7 +158,7 @@ def _kafka_problem(environment: Mapping[str, str]) -> str:
 
 
 def _kafka(home: pathlib.Path, environment: Mapping[str, str]) -> Broker:
-    problem = _kafka_problem(environment)
+    problem = kafka_problem(environment)
     if problem:
         raise BrokerFailed(problem)
     scripts = pathlib.Path(environment["KAFKA_HOME"]) / "bin"

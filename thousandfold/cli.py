@@ -61,7 +61,10 @@ class Lazy(TyperGroup):
         row = COMMANDS.get(args[0])
         if row is None:
             return super().resolve_command(ctx, args)
-        return args[0], typer.main.get_command(importlib.import_module(row.module).app), args[1:]
+        command = typer.main.get_command(importlib.import_module(row.module).app)
+        # Shell completion is installed once, for the whole command line.
+        command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+        return args[0], command, args[1:]
 
 
 app = typer.Typer(cls=Lazy, no_args_is_help=True, pretty_exceptions_enable=False)
