@@ -16,6 +16,11 @@ import numpy.typing as npt
 VERSION = 1
 Columns = dict[str, npt.NDArray[Any]]
 
+# Only these: numpy would evaluate other texts, and a damaged one raises far more than ValueError.
+_DTYPES = {
+    np.dtype(code).str: np.dtype(code) for code in ("?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8")
+}
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -51,7 +56,9 @@ def unpack(buffer: bytes) -> tuple[dict[str, Any], Columns]:
             raise UnreadableColumns(f"schema version {head.get('v')!r}, this build reads {VERSION}; upgrade the reader first")
         at, out = 4 + length + (-(4 + length) % 8), {}
         for name, dtype, shape in head["cols"]:
-            array = np.frombuffer(buffer, dtype, math.prod(shape), at).reshape(shape)
+            if not all(type(length) is int and length >= 0 for length in shape):
+                raise UnreadableColumns(f"not packed columns: shape {shape!r:.100} of {name!r:.100}")
+            array = np.frombuffer(buffer, _DTYPES[dtype], math.prod(shape), at).reshape(shape)
             out[name] = array
             at += array.nbytes + (-array.nbytes % 8)
     except (struct.error, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:

@@ -84,8 +84,9 @@ def test_an_array_may_not_claim_more_than_the_message_holds() -> None:
         columns.unpack(struct.pack("<I", len(header)) + header + bytes(64))
 
 
-def test_an_array_of_objects_is_refused() -> None:
-    header = msgspec.msgpack.encode({"v": 1, "cols": [["x", "|O", [1]]]})
+@pytest.mark.parametrize(("dtype", "shape"), [("|O", [1]), (",8", [1]), ("0<f4", [1]), ("<f4", [-1]), ("<f4", ["ab", 9**12])])
+def test_a_type_or_shape_that_is_none_of_ours_is_refused(dtype: str, shape: list[object]) -> None:
+    header = msgspec.msgpack.encode({"v": 1, "cols": [["x", dtype, shape]]})
     with pytest.raises(UnreadableColumns):
         columns.unpack(struct.pack("<I", len(header)) + header + bytes(64))
 
