@@ -1,4 +1,4 @@
-"""Adam over the flat vector of dense parameters, behind a guard on its gradient. (Embeddings: `models.embedding`.)"""
+"""Adam over the flat vector of dense parameters, behind a guard on its gradient; embeddings have a rule of their own."""
 
 import math
 from typing import Any

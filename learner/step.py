@@ -123,7 +123,9 @@ class Trainer:
             fixed = name in {"dense", "moments", *self.adam.arrays()}
             if not fits or (fixed and arrays[name].shape != own.shape) or len(arrays["table"]) > len(self.table.table):
                 found = arrays[name].shape if name in arrays else "nothing"
-                raise ValueError(f'snapshot array "{name}": found {found}, this configuration has {own.shape}; load its own snapshots')
+                raise ValueError(
+                    f'snapshot array "{name}": found {found}, this configuration has {own.shape}; load its own snapshots'
+                )
         self.dense[:] = arrays["dense"]
         for name, own in self.adam.arrays().items():
             own[:] = arrays[name]

@@ -197,7 +197,16 @@ def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, s
 
 @kernel
 def adagrad(
-    table: F32, accumulator: F32, rows: I32, starts: I64, widths: I64, gradient: F32, rate: float, mark: I32, total: F32, touched: I32
+    table: F32,
+    accumulator: F32,
+    rows: I32,
+    starts: I64,
+    widths: I64,
+    gradient: F32,
+    rate: float,
+    mark: I32,
+    total: F32,
+    touched: I32,
 ) -> int:
     """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
 
@@ -253,12 +262,21 @@ def squares(values: F32) -> float:
             sums[j] += np.float64(values[i + j]) * np.float64(values[i + j])
     for i in range(whole, len(values)):
         sums[i - whole] += np.float64(values[i]) * np.float64(values[i])
-    return sums.sum()
+    return float(sums.sum())
 
 
 @kernel
 def adam(
-    values: F32, mean: F32, square: F32, gradient: F32, scale: float, step: int, rate: float, beta1: float, beta2: float, decay: float
+    values: F32,
+    mean: F32,
+    square: F32,
+    gradient: F32,
+    scale: float,
+    step: int,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    decay: float,
 ) -> None:
     """Adam (Kingma and Ba 2015) with decoupled weight decay (Loshchilov and Hutter 2019); gradients are scaled by `scale`."""
     one = np.float32(1)
@@ -281,10 +299,10 @@ def _same(i: int, j: int, ids: U64, x: U32, label: U32) -> bool:
     for f in range(x.shape[1]):
         if x[i, f] != x[j, f]:
             return False
+    same = True
     for f in range(label.shape[1]):
-        if label[i, f] != label[j, f]:
-            return False
-    return True
+        same = same and label[i, f] == label[j, f]
+    return same
 
 
 @kernel
@@ -323,4 +341,3 @@ def distinct(
             index[t, i - start] = slots[h]
             taken[t] += 1
     return n
-

@@ -24,7 +24,7 @@ def update(moments: F64, x: F32, half_life: float) -> None:
     for j in range(x.shape[1]):
         n, mean, spread = 0.0, 0.0, 0.0
         for i in range(x.shape[0]):
-            v = np.float64(x[i, j])
+            v = float(x[i, j])
             if np.isfinite(v):
                 n += 1.0
                 away = v - mean
@@ -33,12 +33,12 @@ def update(moments: F64, x: F32, half_life: float) -> None:
         if n == 0.0:
             continue
         old = moments[0, j] * keep
-        away = mean - moments[1, j] if old > 0.0 else 0.0
         base = moments[1, j] if old > 0.0 else mean
+        apart = mean - base
         total = old + n
         moments[0, j] = total
-        moments[1, j] = base + away * n / total
-        moments[2, j] = moments[2, j] * keep + spread + away * away * old * n / total
+        moments[1, j] = base + apart * n / total
+        moments[2, j] = moments[2, j] * keep + spread + apart * apart * old * n / total
 
 
 def standard(moments: F64) -> tuple[F32, F32]:

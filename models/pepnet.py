@@ -31,7 +31,9 @@ class PEPNet:
         model, inputs, objectives = self.model, self.inputs, self.objectives
         shapes: base.Shapes = {}
         if model.use_epnet:
-            shapes |= _layer("epnet.in", inputs, model.gate_hidden) | _layer("epnet.out", model.gate_hidden, self.geometry.embedded)
+            shapes |= _layer("epnet.in", inputs, model.gate_hidden) | _layer(
+                "epnet.out", model.gate_hidden, self.geometry.embedded
+            )
         widths = (inputs, *model.hidden)
         for i, (fan_in, width) in enumerate(itertools.pairwise(widths[:-1])):
             shapes |= _layer(f"hidden{i}", fan_in, width)

@@ -252,7 +252,7 @@ class Network:
         return gates
 
     def _gate_parts(self) -> list[tuple[int, int, slice, slice]]:
-        """(layer, objective, columns of its hidden layer, columns of its gates)"""
+        """Layer, objective, columns of its hidden layer and columns of its gates, for every gate."""
         parts, at = [], self.layers[0]
         for i, width in enumerate(self.layers):
             for o in range(self.objectives):
@@ -318,7 +318,16 @@ class Network:
         dgate, dx = torch.empty(rows, plan.embedded), torch.empty(rows, saved.x.shape[1])
         dscale = gradient.arrays["wide.scale"] if plan.wide else np.zeros_like(self.scale)
         _split(
-            saved.x, saved.gate, dentry.numpy(), dpersonal.numpy(), slopes.offset, plan, self.scale, dgate.numpy(), dscale, dx.numpy()
+            saved.x,
+            saved.gate,
+            dentry.numpy(),
+            dpersonal.numpy(),
+            slopes.offset,
+            plan,
+            self.scale,
+            dgate.numpy(),
+            dscale,
+            dx.numpy(),
         )
         seen = torch.from_numpy(saved.seen)[:rows]
         self._weight_gradient("epnet.out", seen, dgate, gradient)

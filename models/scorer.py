@@ -73,8 +73,7 @@ class Scorer:
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
-        pass_ = self._by_torch if self._trunk is None else self._natively
-        plain, adapted = pass_(inputs, label)
+        plain, adapted = self._by_torch(inputs, label) if self._trunk is None else self._natively(self._trunk, inputs, label)
         return Scored(plain, adapted, used)
 
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
@@ -84,16 +83,15 @@ class Scorer:
             self._table, rows, columns.starts, columns.widths, np.array(x, np.float32), self._mean, self._scale, out
         )  # fmt: skip
 
-    def _natively(self, inputs: F32, label: F32) -> tuple[F32, F32]:
+    def _natively(self, trunk: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
         """Probabilities of the rows before the last `len(label)`, which are the support."""
-        assert self._trunk is not None
-        known, _ = self._trunk.forward(inputs)
+        known, _ = trunk.forward(inputs)
         rows = len(inputs) - len(label)
         plain = np.empty((rows, self._geometry.objectives), np.float32)
-        towers.plain(known, self._trunk.tower, rows, plain)
+        towers.plain(known, trunk.tower, rows, plain)
         if not len(label):
             return plain, plain
-        settings, own = self.settings.meta, self._trunk.tower
+        settings, own = self.settings.meta, trunk.tower
         change = towers.change(
             known, own, rows, label, towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight)
         )  # fmt: skip

@@ -216,7 +216,15 @@ def _descend(z: F32, gate: F32, active: F32, weights: F32, by: np.float32, dz: F
 
 @kernel
 def learn(
-    meta: Meta, tower: Tower, lists: Lists, label: F32, weight: F32, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes
+    meta: Meta,
+    tower: Tower,
+    lists: Lists,
+    label: F32,
+    weight: F32,
+    settings: Settings,
+    unadapted: F32,
+    fitted: F32,
+    slopes: Slopes,
 ) -> float:
     """Score R rows under both towers and return the joint loss; `slopes` receives its gradients (gates from column `at`).
 
@@ -273,4 +281,3 @@ def learn(
                     dzs[j] += dz[j]
                 _pull_back(dz, change, product, dhidden)
     return loss
-

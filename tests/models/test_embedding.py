@@ -39,7 +39,7 @@ def test_numbers_are_standardised_clipped_and_absent_ones_are_the_mean() -> None
 
 
 def test_adagrad_sums_duplicates_first_and_matches_a_plain_loop() -> None:
-    table, rows, x = filled()
+    table, rows, _ = filled()
     gradient = np.random.default_rng(1).standard_normal((len(rows), table.row)).astype(np.float32)
     wanted, accumulator = table.table.astype(np.float64), table.accumulator.astype(np.float64)
     total = np.zeros_like(wanted)

@@ -22,8 +22,12 @@ def column(*values: int) -> id_map.U64:
 
 @given(batches, st.integers(1, 4))
 @hypothesis_settings(max_examples=60, deadline=None)
-def test_it_behaves_like_a_dictionary_that_counts_sightings(steps: list[tuple[list[tuple[int, int]], int]], admit_after: int) -> None:
-    mapped, seen, rows = two_fields(admit_after=admit_after), {}, {}
+def test_it_behaves_like_a_dictionary_that_counts_sightings(
+    steps: list[tuple[list[tuple[int, int]], int]], admit_after: int
+) -> None:
+    seen: dict[tuple[int, int], int] = {}
+    rows: dict[tuple[int, int], int] = {}
+    mapped = two_fields(admit_after=admit_after)
     for batch, now in steps:
         found, fresh = mapped.admit(np.array(batch, np.uint64), now)
         expected_fresh = 0

@@ -1,0 +1,127 @@
+import hashlib
+import re
+
+import numpy as np
+import pytest
+
+from learner import optimizers, step
+from models import registry
+from state import config
+from tests import minibatches
+
+KEPT = ("dense", "table", "accumulator", "moments", "adam.mean", "adam.square", "adam.step")
+
+
+def digest(trainer: step.Trainer) -> str:
+    out = hashlib.sha256()
+    for name, array in sorted(trainer.arrays().items()):
+        out.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+    return out.hexdigest()
+
+
+def run(trainer: step.Trainer, first: int, last: int) -> step.Trainer:
+    for i in range(first, last):
+        trainer.step(minibatches.minibatch(trainer.settings, i % 37), 1000 * i)
+    return trainer
+
+
+def test_300_steps_hash_the_same_twice_and_resumed_in_the_middle() -> None:
+    settings = minibatches.settings(embedding={"capacity": 1024, "max_idle_s": 20.0}, meta={"scenarios": {"young": "off"}})
+    whole = digest(run(step.Trainer(settings), 0, 300))
+    assert digest(run(step.Trainer(settings), 0, 300)) == whole
+    first = run(step.Trainer(settings), 0, 150)
+    second = step.Trainer(settings)
+    second.load({name: array.copy() for name, array in first.arrays().items()})
+    assert digest(second) == digest(first)
+    assert digest(run(second, 150, 300)) == whole
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("poison", ["label", "weight", "s_label"])
+def test_a_step_that_is_not_finite_is_skipped_and_changes_no_parameter(poison: str, native: bool) -> None:
+    settings = minibatches.settings()
+    trainer = run(step.Trainer(settings, native=native), 0, 3)
+    batch = minibatches.minibatch(settings, 1, support=4)
+    trainer.step(batch, 3000)
+    before = {name: trainer.arrays()[name].tobytes() for name in KEPT}
+    bad = getattr(batch, poison).copy()
+    bad[2, 0] = np.inf if poison == "weight" else np.nan
+    said = trainer.step(batch._replace(**{poison: bad}), 3001)
+    assert "not finite" in said.skipped
+    assert {name: trainer.arrays()[name].tobytes() for name in KEPT} == before
+    assert not trainer.step(batch, 3002).skipped
+
+
+def test_an_exploding_gradient_is_scaled_down_to_the_configured_norm() -> None:
+    settings = minibatches.settings(optimizer={"max_gradient_norm": 0.5}).optimizer
+    calm, wild = optimizers.Adam(3, settings), optimizers.Adam(3, settings)
+    a, b = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    gradient = np.array([3, 0, 4], np.float32)
+    wild.descend(a, gradient * 100, optimizers.norm(gradient * 100))
+    calm.descend(b, gradient * np.float32(0.1), optimizers.norm(gradient * np.float32(0.1)))
+    assert wild.mean == pytest.approx(calm.mean)
+    assert np.linalg.norm(wild.mean) == pytest.approx(0.5 * 0.1, rel=1e-5)
+    assert a == pytest.approx(b)
+
+
+def test_adam_is_the_published_algorithm() -> None:
+    settings = minibatches.settings(optimizer={"weight_decay": 0.1}).optimizer
+    adam, values = optimizers.Adam(4, settings), np.array([1, -2, 3, 0.5], np.float32)
+    wanted, mean, square = values.astype(np.float64), np.zeros(4), np.zeros(4)
+    generator = np.random.default_rng(0)
+    for t in range(1, 6):
+        g = generator.standard_normal(4).astype(np.float32)
+        adam.descend(values, g, optimizers.norm(g))
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+        wanted = wanted * (1 - 0.001 * 0.1) - 0.001 * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+    assert values == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_row_is_scored_before_it_is_learned() -> None:
+    settings = minibatches.settings()
+    one, other = run(step.Trainer(settings), 0, 5), run(step.Trainer(settings), 0, 5)
+    batch = minibatches.minibatch(settings, 9)
+    flipped = batch._replace(label=1 - batch.label)
+    a, b = one.step(batch, 10_000), other.step(flipped, 10_000)
+    assert a.unadapted.tolist() == b.unadapted.tolist()
+    assert a.adapted.tolist() == b.adapted.tolist()
+    assert digest(one) != digest(other)
+
+
+def test_a_weight_of_zero_teaches_nothing() -> None:
+    settings = minibatches.settings()
+    trainer, batch = run(step.Trainer(settings), 0, 2), minibatches.minibatch(settings, 4)
+    trainer.step(batch._replace(weight=batch.weight * 0), 9000)
+    assert not trainer.gradient.flat.any()
+
+
+def test_absent_numbers_and_empty_support_are_fine() -> None:
+    settings = minibatches.settings()
+    trainer, batch = step.Trainer(settings), minibatches.minibatch(settings, 4, support=0)
+    x = batch.x.copy()
+    x[::2] = np.nan
+    said = trainer.step(batch._replace(x=x), 0)
+    assert not said.skipped
+    assert said.adapted.tolist() == said.unadapted.tolist()
+
+
+def test_read_only_columns_of_a_message_are_accepted() -> None:
+    settings = minibatches.settings()
+    batch = minibatches.minibatch(settings, 4)
+    for part in batch:
+        part.flags.writeable = False
+    assert not step.Trainer(settings).step(batch, 0).skipped
+
+
+def test_a_snapshot_of_another_shape_is_refused_with_the_name_of_the_array() -> None:
+    trainer = run(step.Trainer(minibatches.settings()), 0, 2)
+    arrays = trainer.arrays()
+    with pytest.raises(ValueError, match='"dense"'):
+        step.Trainer(minibatches.settings(model={"hidden": (6, 4)})).load(arrays)
+    with pytest.raises(ValueError, match='"map.keys": found nothing'):
+        step.Trainer(minibatches.settings()).load({n: a for n, a in arrays.items() if n != "map.keys"})
+
+
+def test_an_unknown_model_is_refused_with_the_allowed_ones() -> None:
+    with pytest.raises(config.ConfigError, match=re.escape(", ".join(sorted(registry.MODELS)))):
+        step.Trainer(minibatches.settings(model={"name": "nothing"}))

@@ -1,0 +1,151 @@
+"""The contract that every entry of MODELS keeps."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from learner import step
+from models import base, registry, scorer
+from state import config, ids
+from tests import minibatches
+
+FORMS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "deep": {"hidden": (12, 10, 8)},
+    "shallow": {"hidden": (8,)},
+    "no gates": {"use_epnet": False, "use_ppnet": False},
+    "no wide part": {"wide": False},
+    "gradients not stopped": {"stop_gradient": False},
+}
+pytestmark = [
+    pytest.mark.parametrize("name", sorted(registry.MODELS)),
+    pytest.mark.parametrize("form", sorted(FORMS)),
+    pytest.mark.parametrize("objectives", [1, 2]),
+]
+
+
+@pytest.fixture
+def settings(name: str, form: str, objectives: int) -> config.Config:
+    return minibatches.settings(objectives, model=FORMS[form] | {"name": name})
+
+
+def digest(trainer: step.Trainer) -> str:
+    out = hashlib.sha256()
+    for name, array in sorted(trainer.arrays().items()):
+        out.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return out.hexdigest()
+
+
+def trained(settings: config.Config, steps: int, scenario: int | None = None) -> step.Trainer:
+    trainer = step.Trainer(settings)
+    for i in range(steps):
+        assert not trainer.step(minibatches.minibatch(settings, i, scenario=scenario), i).skipped
+    return trainer
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(settings: config.Config, name: str, objectives: int) -> None:
+    assert digest(trained(settings, 3)) == digest(trained(settings, 3))
+    other = minibatches.settings(objectives, model={"name": name}, learner={"seed": 1})
+    assert registry.build(settings).initial(0).numpy().tobytes() != registry.build(other).initial(1).numpy().tobytes()
+
+
+def test_it_overfits_one_batch(settings: config.Config) -> None:
+    trainer, batch = step.Trainer(settings), minibatches.minibatch(settings, support=3)
+    losses = [trainer.step(batch, i).loss for i in range(150)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_gradient_reaches_every_parameter(settings: config.Config) -> None:
+    trainer = trained(settings, 1)
+    reached = np.zeros(len(trainer.dense), bool)
+    for i in range(5):
+        trainer.step(minibatches.minibatch(settings, 50 + i, lists=20), i)
+        reached |= trainer.gradient.flat.numpy() != 0
+    for parameter, view in base.views(torch.from_numpy(reached), trainer.model.shapes).items():
+        assert view.any(), parameter
+    assert reached.mean() > 0.9
+
+
+def test_the_native_pass_equals_autograd(settings: config.Config) -> None:
+    native, reference = step.Trainer(settings), step.Trainer(settings, native=False)
+    for i in range(3):
+        batch = minibatches.minibatch(settings, i)
+        a, b = native.step(batch, i), reference.step(batch, i)
+        assert a.loss == pytest.approx(b.loss, abs=1e-5)
+        assert a.unadapted == pytest.approx(b.unadapted, abs=1e-5)
+        assert a.adapted == pytest.approx(b.adapted, abs=1e-5)
+        for parameter in native.gradient.arrays:
+            assert native.gradient.arrays[parameter] == pytest.approx(reference.gradient.arrays[parameter], abs=1e-5), parameter
+        reference.load(native.arrays())
+
+
+def test_scoring_is_pure_and_equals_what_the_step_then_says(settings: config.Config) -> None:
+    trainer, batch = trained(settings, 3), minibatches.minibatch(settings, 1)
+    before = digest(trainer)
+    said = trainer.score(batch)
+    assert digest(trainer) == before
+    stepped = trainer.step(batch, 9)
+    assert said.unadapted.tolist() == stepped.unadapted.tolist()
+    assert said.adapted.tolist() == stepped.adapted.tolist()
+
+
+def test_scores_do_not_depend_on_the_company(settings: config.Config) -> None:
+    trainer, batch = trained(settings, 3), minibatches.minibatch(settings, 8)
+    whole, at = trainer.score(batch), 0
+    for i, n in enumerate(batch.n_items):
+        own = trainer.score(minibatches.alone(batch, [i]))
+        assert own.unadapted == pytest.approx(whole.unadapted[at : at + n], abs=1e-6)
+        assert own.adapted == pytest.approx(whole.adapted[at : at + n], abs=1e-6)
+        at += n
+
+
+def test_a_published_model_scores_as_the_trainer_does(settings: config.Config) -> None:
+    trainer, batch = trained(settings, 4), minibatches.minibatch(settings, 2, support=6)
+    arrays = trainer.arrays()
+    published = scorer.Scorer(settings, {name: arrays[name] for name in trainer.serving_names})
+    reference = scorer.Scorer(settings, {name: arrays[name] for name in trainer.serving_names}, native=False)
+    wanted, at, s_at = trainer.score(batch), 0, 0
+    for i, n in enumerate(batch.n_items):
+        rows, known = slice(at, at + n), slice(s_at, s_at + 6)
+        support = base.Support(batch.s_ids[known], batch.s_x[known], batch.s_label[known])
+        for one in (published, reference):
+            said = one.score(batch.ids[rows], batch.x[rows], int(batch.scenario[i]), support)
+            assert said.plain == pytest.approx(wanted.unadapted[rows], abs=1e-6)
+            assert said.adapted == pytest.approx(wanted.adapted[rows], abs=1e-6)
+            assert said.adapted_on == 6
+        at, s_at = at + n, s_at + 6
+
+
+def test_resuming_a_snapshot_continues_byte_for_byte(settings: config.Config) -> None:
+    whole, first = trained(settings, 6), trained(settings, 3)
+    second = step.Trainer(settings)
+    second.load({name: array.copy() for name, array in first.arrays().items()})
+    for i in range(3, 6):
+        second.step(minibatches.minibatch(settings, i), i)
+    assert digest(second) == digest(whole)
+
+
+def test_an_unseen_scenario_user_and_item_are_scored(settings: config.Config) -> None:
+    trainer, batch = trained(settings, 3), minibatches.minibatch(settings, 5)
+    strange = np.where(batch.ids == ids.PAD, batch.ids, batch.ids + np.uint64(10**12))
+    said = trainer.score(batch._replace(ids=strange, scenario=batch.scenario + np.uint64(10**12)))
+    assert ((said.unadapted > 0) & (said.unadapted < 1) & (said.adapted > 0) & (said.adapted < 1)).all()
+
+
+def test_training_one_scenario_leaves_the_ids_of_another_untouched(settings: config.Config) -> None:
+    trainer = trained(settings, 3)
+    mine = trainer.table.map.find(np.array([[1000, 1001, 77, ids.PAD, ids.PAD, ids.PAD]], np.uint64))
+    assert mine[0, :3].tolist() == [0, 1, 2]
+    other = minibatches.minibatch(settings, 40, scenario=77)
+    other = other._replace(ids=np.where(other.ids == ids.PAD, other.ids, other.ids + np.uint64(1000)))
+    trainer.step(other, 10)
+    owned = np.unique(trainer.table.map.find(other.ids))
+    before = trainer.table.table.copy()
+    for i in range(3):
+        trainer.step(minibatches.minibatch(settings, i, scenario=1), 20 + i)
+    owned = owned[owned >= trainer.table.map.fields]
+    assert len(owned) > 10
+    assert (trainer.table.table[owned] == before[owned]).all()
