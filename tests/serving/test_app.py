@@ -1,0 +1,164 @@
+"""The whole service as a process: scoring, adaptation, what it reads of the store, administration."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from state import config as configuration
+
+TS = 1_700_000_000_000
+ITEMS = [{"item_id": f"i{k}", "features": {"genre": f"g{k % 3}", "price": float(k)}} for k in range(20)]
+
+
+def body(user: str, items: list[dict[str, Any]] | None = None, **more: Any) -> dict[str, Any]:
+    return {"user_id": user, "scenario": "s", "ts_ms": TS, "candidates": items or ITEMS} | more
+
+
+def metric(deployment: Any, line: str) -> float:
+    for found in deployment.client.get("/metrics").text.splitlines():
+        if found.startswith(line + " "):
+            return float(found.rpartition(" ")[2])
+    return 0.0
+
+
+def test_an_unknown_user_item_and_scenario_are_served_by_the_plain_tower(deployment: Any) -> None:
+    reply = deployment.score(body("nobody", [{"item_id": "never seen"}, {"item_id": 99}], scenario="nowhere", request_id="r-1"))
+    assert reply["request_id"] == "r-1"
+    assert reply["version"] == deployment.current()
+    assert (reply["mode"], reply["adapted"], reply["support_rows"], reply["degraded"]) == ("plain", False, 0, "no_support")
+    assert len(reply["scores"]["click"]) == 2
+    assert all(0 < score < 1 for score in reply["scores"]["click"])
+    assert reply["took_ms"] > 0
+
+
+def test_the_tower_is_adapted_to_the_users_support_rows(deployment: Any) -> None:
+    deployment.put_support("ann", 10, TS - 1)
+    reply = deployment.score(body("ann"))
+    assert (reply["mode"], reply["adapted"], reply["support_rows"], reply["degraded"]) == ("adapted", True, 10, None)
+    assert reply["scores"]["click"] == deployment.expected(reply["version"], body("ann"))
+    assert reply["scores"]["click"] != deployment.score(body("bob"))["scores"]["click"]
+
+
+def test_only_rows_strictly_before_the_request_and_young_enough_are_used(deployment: Any) -> None:
+    deployment.put_support("carl", 10, TS + 3000)
+    assert deployment.score(body("carl"))["support_rows"] == 6
+    oldest_allowed_ms = round(deployment.config.support.max_age_s * 1000)
+    assert deployment.score(body("carl", ts_ms=TS + oldest_allowed_ms))["support_rows"] == 4
+    assert deployment.score(body("carl", ts_ms=TS + oldest_allowed_ms + 4000))["degraded"] == "no_support"
+
+
+def test_a_support_set_of_another_feature_spec_is_ignored_and_counted(deployment: Any) -> None:
+    text = deployment.config_file.read_text().replace('{ name = "genre", source = "item.genre" },', "")
+    before = metric(deployment, "thousandfold_foreign_supports_total")
+    deployment.put_support("dora", 5, TS - 1, configuration.parse(text))
+    reply = deployment.score(body("dora"))
+    assert (reply["mode"], reply["degraded"]) == ("plain", "foreign_support")
+    assert metric(deployment, "thousandfold_foreign_supports_total") == before + 1
+    assert metric(deployment, 'thousandfold_plain_total{reason="foreign_support"}') >= 1
+
+
+def test_what_the_streams_count_of_a_user_is_in_the_very_next_score(deployment: Any) -> None:
+    before = deployment.score(body("emil"))
+    for k in range(3):
+        deployment.count("emil", ["x", "y"], TS - 100 + k)
+        after = deployment.score(body("emil"))
+        assert after["scores"] != before["scores"]
+        assert after["scores"]["click"] == deployment.expected(after["version"], body("emil"))
+        before = after
+
+
+def test_shared_counters_are_seen_once_their_cached_age_is_over(deployment: Any) -> None:
+    one = [{"item_id": "popular"}]
+    first = deployment.score(body("fred", one))["scores"]
+    deployment.count("somebody else", ["popular"], TS - 100)
+    for _ in range(600):
+        if deployment.score(body("fred", one))["scores"] != first:
+            break
+    reply = deployment.score(body("fred", one))
+    assert reply["scores"]["click"] == deployment.expected(reply["version"], body("fred", one))
+
+
+def test_a_score_does_not_depend_on_the_other_candidates(deployment: Any) -> None:
+    deployment.put_support("gina", 7, TS - 1)
+    together = deployment.score(body("gina"))["scores"]["click"]
+    alone = [deployment.score(body("gina", [item]))["scores"]["click"][0] for item in ITEMS]
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_json_and_msgpack_score_the_same(deployment: Any) -> None:
+    packed = deployment.client.post(
+        "/v1/score", content=msgspec.msgpack.encode(body("hans")), headers={"content-type": "application/msgpack"}
+    )
+    assert msgspec.msgpack.decode(packed.content)["scores"] == deployment.score(body("hans"))["scores"]
+
+
+def test_only_the_objectives_that_were_asked_for_are_returned(deployment: Any) -> None:
+    assert set(deployment.score(body("ida", objectives=["click"]))["scores"]) == {"click"}
+
+
+def test_readiness_names_the_model_and_the_store(deployment: Any) -> None:
+    ready = deployment.client.get("/readyz").json()
+    assert (ready["ready"], ready["version"], ready["store"]) == (True, deployment.current(), "up")
+
+
+def test_the_switch_turns_adaptation_off_and_on_for_a_scenario_and_stays_over_a_swap(deployment: Any) -> None:
+    deployment.put_support("jane", 6, TS - 1)
+    elsewhere = body("jane", scenario="other")
+
+    def adapted() -> tuple[bool, bool]:
+        return deployment.score(body("jane"))["adapted"], deployment.score(elsewhere)["adapted"]
+
+    assert deployment.admin.post("/admin/meta", json={"scenario": "s", "mode": "off"}).json() == {"switches": {"s": "off"}}
+    assert adapted() == (False, True)
+    assert deployment.score(body("jane"))["degraded"] is None
+    deployment.published()
+    assert adapted() == (False, True)
+    deployment.admin.post("/admin/meta", json={"mode": "off"})
+    deployment.admin.post("/admin/meta", json={"scenario": "s", "mode": "on"})
+    assert adapted() == (True, False)
+    deployment.admin.post("/admin/meta", json={"mode": "on"})
+    assert adapted() == (True, True)
+
+
+def test_a_rollback_pins_the_version_before_until_follow(deployment: Any) -> None:
+    old = deployment.current()
+    new = deployment.published()
+    answer = deployment.admin.post("/admin/rollback", json={}).json()
+    assert (answer["current"], answer["pinned"]) == (old, old)
+    assert deployment.score(body("kai"))["version"] == old
+    assert deployment.admin.post("/admin/rollback", json={"version": "nope"}).status_code == 404
+    assert deployment.admin.post("/admin/follow").json()["pinned"] is None
+    deployment.wait_for(new)
+    assert deployment.score(body("kai"))["version"] == new
+
+
+def test_the_versions_tell_when_each_first_scored(deployment: Any) -> None:
+    version = deployment.published()
+
+    def first() -> Any:
+        found = deployment.admin.get("/admin/versions").json()["versions"]
+        return next(v["first_scored_ms"] for v in found if v["version"] == version)
+
+    assert first() is None
+    deployment.score(body("lena"))
+    noted = first()
+    deployment.score(body("lena"))
+    assert first() == noted
+    line = f'thousandfold_version_first_score_seconds{{version="{version}"}}'
+    assert metric(deployment, line) == pytest.approx(noted / 1000)
+    assert metric(deployment, "thousandfold_model_step") == int(version.rpartition("-")[2])
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
+def test_a_web_page_cannot_reach_administration(deployment: Any, headers: dict[str, str]) -> None:
+    for path in ("/admin/rollback", "/admin/follow", "/admin/meta"):
+        response = deployment.admin.post(path, json={"mode": "off"}, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "not_local")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"mode": "sometimes"}', b'{"mode": "on", "what": 1}', b"[]"])
+def test_a_wrong_administrative_body_is_explained(deployment: Any, content: bytes) -> None:
+    response = deployment.admin.post("/admin/meta", content=content)
+    assert response.status_code in {400, 422}
+    assert set(response.json()["error"]) == {"code", "message", "hint"}
