@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _PARTIAL = ".partial-"
 _CHUNK_BYTES = 1 << 22
+_LEAST_BYTES = 1 << 25
 _CODES = {"b1": "BOOL", "u1": "U8", "i1": "I8", "u2": "U16", "i2": "I16", "u4": "U32", "i4": "I32", "u8": "U64", "i8": "I64"} | {
     "f2": "F16",
     "f4": "F32",
@@ -162,7 +163,7 @@ class Writer:
 
     def prepare(self, parts: Parts) -> None:
         """Allocate room for these arrays and some growth, and remove what a killed writer left behind."""
-        self._arena = _touched(_size(parts) * 3 // 2)
+        self._arena = _touched(max(_size(parts) * 3 // 2, _LEAST_BYTES))
         self._directory.mkdir(parents=True, exist_ok=True)
         for left in self._directory.glob(f"{_PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)

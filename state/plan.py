@@ -27,7 +27,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `ranges` are [topic, partition, from, to) by offset; `skipped` are [topic, partition, offset, list index, reason] within
     these or earlier ranges, with list index -1 for a whole message. `last_step` is `first_step` - 1 if nothing is left to
-    train. `incarnation` counts the learner's starts since its first snapshot; `seed`, `threads`, `code` and `spec` are what a
+    train. `incarnation` is the wall ms at which the learner process started; `seed`, `threads`, `code` and `spec` are what a
     repetition must share.
     """
 

@@ -1,0 +1,290 @@
+"""The continuous learner: fetch, plan, score, train, measure, publish.
+
+Everything that touches the world comes in: a source of messages, a durable log for plan records and dead letters, a publisher of
+snapshots, a clock. A fetch is planned in one durable record before any of its steps runs; snapshots are taken between fetches, so
+their offsets are exactly what was trained.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from learner import baseline, drift, episodes, publishing, reports, seen
+from learner.episodes import Message
+from learner.prequential import VARIANTS, Prequential
+from learner.step import Trainer
+from state import config, dead_letters, plan, snapshots, spec
+from state.snapshots import Manifest
+
+log = logging.getLogger(__name__)
+STAGE = "learner"
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Source(Protocol):
+    """Where messages come from."""
+
+    def fetch(self, limit: int, deadline_s: float) -> list[Message]:
+        """Up to `limit` messages, waiting at most `deadline_s` for them."""
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Messages not fetched yet, by (topic, partition)."""
+
+
+class DeadLetter(NamedTuple):
+    """A message that cannot be trained on, and why."""
+
+    message: Message
+    letter: dead_letters.Letter
+
+
+class Log(Protocol):
+    """Where plan records and dead letters go."""
+
+    def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
+        """Write all or nothing; durable when it returns."""
+
+
+class Clock(NamedTuple):
+    """Wall time in ms for records, monotonic seconds for intervals."""
+
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    monotonic_s: Callable[[], float] = time.monotonic
+
+
+class Origin(NamedTuple):
+    """What runs: the code's version, and the wall ms at which this process started."""
+
+    code: str = ""
+    incarnation: int = 0
+
+
+def layout_of(settings: config.Config) -> episodes.Layout:
+    """What this configuration's episodes look like."""
+    features = settings.features
+    fingerprint = spec.fingerprint(features, settings.action_kinds)
+    return episodes.Layout(fingerprint, spec.id_width(features), len(spec.number_names(features)), len(settings.objectives))
+
+
+class Loop:
+    """The learner's whole state and the round that moves it on."""
+
+    def __init__(
+        self, settings: config.Config, source: Source, plans: Log, publisher: publishing.Publisher,
+        clock: Clock | None = None, origin: Origin | None = None,
+    ) -> None:  # fmt: skip
+        self._settings, self._source, self._log, self._publisher = settings, source, plans, publisher
+        self._clock, self._origin = clock or Clock(), origin or Origin()
+        self._layout = layout_of(settings)
+        objectives, learner = tuple(o.name for o in settings.objectives), settings.learner
+        self.trainer = Trainer(settings)
+        self.seen = seen.Seen(learner.dedup_rows)
+        self.figures = Prequential(objectives, settings.scenarios.known, settings.scenarios.max_shown, learner.window_rows)
+        self.baseline = (
+            baseline.Baseline(settings.features, len(objectives), learner.baseline_share) if learner.baseline == "river" else None
+        )
+        self._drift = drift.Drift()
+        self.offsets: dict[tuple[str, int], int] = {}
+        self.step = self.sequence = self.trained_rows = 0
+        self._unreported: list[plan.Skip] = []
+        self.counts = reports.Counts()
+        self._reporter = reports.Reporter(self.figures)
+        self.report = reports.Report()
+        self._mark_s = self._clock.monotonic_s()
+
+    def load(self, manifest: Manifest, arrays: Arrays) -> None:
+        """Take over a snapshot; `arrays` are those of both parts.
+
+        Raises:
+            config.ConfigError: it was made with another feature spec or model; nothing was changed.
+            ValueError: as `Trainer.load`.
+        """
+        for what, found, own in (
+            ("feature spec", manifest.spec, self._layout.spec),
+            ("model", manifest.model, self._settings.model.name),
+        ):
+            if found != own:
+                raise config.ConfigError(
+                    f"snapshot.directory: {manifest.directory} holds snapshots of another {what} ({found}; the configuration's "
+                    f"is {own}); name another folder, or go back to the configuration that made them"
+                )
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"": {}, "seen": {}, "figures": {}, "baseline": {}}
+        for name, array in arrays.items():
+            group, slash, rest = name.rpartition("/")
+            groups[group if slash else ""][rest] = array
+        self.trainer.load(groups[""])
+        self.seen.load(groups["seen"])
+        self.figures.load(groups["figures"])
+        if self.baseline is not None and groups["baseline"]:
+            self.baseline.load(groups["baseline"])
+        self.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
+        self.step, self.sequence, self.trained_rows = manifest.step, manifest.sequence, manifest.trained_rows
+        self._unreported = list(manifest.skipped)
+        self._publisher.resume(manifest, self._clock.monotonic_s())
+
+    def once(self) -> bool:
+        """One round: fetch, plan, train, measure; then publish and report if due. Returns whether there was input."""
+        learner = self._settings.learner
+        self._mark_s = self._clock.monotonic_s()
+        messages = self._source.fetch(learner.fetch_messages, learner.deadline_ms / 1000)
+        self._spent("fetch")
+        self._publisher.collect()
+        if messages:
+            self._consume(sorted(messages, key=lambda m: (m.topic, m.partition, m.offset)))
+        now_s = self._clock.monotonic_s()
+        if self._publisher.due(now_s, self.step, self.sequence):
+            self.publish()
+        if self._reporter.due(now_s):
+            self._report(now_s)
+        return bool(messages)
+
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Leave a snapshot of everything trained, announced, and name in the plan what no record has named yet."""
+        if self._unreported:
+            self._plan((), (), 0, 0, ())
+        self._publisher.collect(timeout_s)
+        newest = self._publisher.newest
+        if newest is None or newest.sequence != self.sequence:
+            self.publish()
+            self._publisher.collect(timeout_s)
+
+    def publish(self) -> None:
+        """Hand a snapshot of the whole state to the publisher."""
+        self._mark_s = self._clock.monotonic_s()
+        newest = self._publisher.newest
+        manifest = Manifest(
+            version="", directory="", files={}, step=self.step, spec=self._layout.spec, model=self._settings.model.name,
+            # Versions sort by time: a clock that was set back must not make the newest snapshot look old.
+            created_ms=max(self._clock.wall_ms(), newest.created_ms + 1 if newest else 0),
+            offsets=tuple((topic, partition, offset) for (topic, partition), offset in sorted(self.offsets.items())),
+            trained_rows=self.trained_rows, sequence=self.sequence, skipped=tuple(self._unreported),
+            seed=self._settings.learner.seed, threads=self._settings.learner.threads, code=self._origin.code,
+        )  # fmt: skip
+        self._publisher.publish(manifest, self.parts(), self._mark_s)
+        self._spent("snapshot")
+
+    def parts(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """The whole state by part of a snapshot, as views."""
+        model = self.trainer.arrays()
+        serving = {name: model.pop(name) for name in self.trainer.serving_names}
+        groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays()}
+        if self.baseline is not None:
+            groups["baseline"] = self.baseline.arrays()
+        training = model | {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
+        return {snapshots.SERVING: serving, snapshots.TRAINING: training}
+
+    def _consume(self, messages: list[Message]) -> None:
+        lists, usable, letters, skipped = self._decode(messages)
+        fresh = self.seen.add(seen.keys_of(*(lists.columns[name] for name in ("request", "task", "version"))))
+        places = np.flatnonzero(~fresh)
+        skipped += [_skip(usable, lists, i, plan.DUPLICATE) for i in places.tolist()]
+        self.counts.duplicates += len(places)
+        kept = episodes.keep(lists, fresh)
+        steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step))
+        self._spent("decode")
+        self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters)
+        self._spent("plan")
+        scores = np.full((len(VARIANTS), *kept.columns["label"].shape), np.nan, np.float32)
+        for minibatch in steps:
+            self._train(minibatch, scores, kept, usable)
+        self._spent("step")
+        self._measure(kept, scores)
+
+    def _decode(self, messages: list[Message]) -> tuple[episodes.Lists, list[Message], list[DeadLetter], list[plan.Skip]]:
+        decoded, usable, letters, skipped = [], [], [], []
+        for message in messages:
+            try:
+                decoded.append(episodes.decode(message.value, self._layout))
+                usable.append(message)
+            except episodes.Refused as refused:
+                at = (message.topic, message.partition, message.offset)
+                letter = dead_letters.Letter(refused.reason, refused.detail, STAGE, *at, self._clock.wall_ms())
+                letters.append(DeadLetter(message, letter))
+                skipped.append((*at, plan.WHOLE_MESSAGE, refused.reason))
+                self.counts.dead_letters[refused.reason] += 1
+                log.warning("%s-%d offset %d goes to dead-letters: %s", *at, refused)
+        return episodes.merge(decoded, self._layout), usable, letters, skipped
+
+    def _ranges(self, messages: list[Message]) -> tuple[plan.Range, ...]:
+        """[topic, partition, from, to) of a sorted fetch, from where the last one ended; moves `offsets` on."""
+        ends = {(m.topic, m.partition): m.offset + 1 for m in messages}
+        starts: dict[tuple[str, int], int] = {}
+        for m in messages:
+            starts.setdefault((m.topic, m.partition), m.offset)
+        found = []
+        for key, end in ends.items():
+            start = min(self.offsets.get(key, starts[key]), starts[key])
+            if start < self.offsets.get(key, start):
+                log.warning(
+                    "%s-%d went back from offset %d to %d: the broker lost its newest records", *key, self.offsets[key], start
+                )
+            found.append((*key, start, end))
+        self.offsets |= ends
+        return tuple(found)
+
+    def _plan(
+        self, ranges: tuple[plan.Range, ...], skipped: Sequence[plan.Skip], steps: int, rows: int, letters: Sequence[DeadLetter]
+    ) -> None:
+        learner = self._settings.learner
+        record = plan.Record(
+            sequence=self.sequence, incarnation=self._origin.incarnation, first_step=self.step + 1, last_step=self.step + steps,
+            wall_ms=self._clock.wall_ms(), ranges=ranges, skipped=(*self._unreported, *skipped), rows=rows,
+            seed=learner.seed, threads=learner.threads, code=self._origin.code, spec=self._layout.spec,
+        )  # fmt: skip
+        self._log.write(plan.encode(record), letters)
+        self.sequence += 1
+        self._unreported = []
+
+    def _train(
+        self, minibatch: episodes.Minibatch, scores: npt.NDArray[np.float32], lists: episodes.Lists, usable: list[Message]
+    ) -> None:
+        said = self.trainer.step(minibatch.batch, minibatch.now_ms)
+        self.step += 1
+        scores[0, minibatch.start : minibatch.stop] = said.adapted
+        scores[1, minibatch.start : minibatch.stop] = said.unadapted
+        if said.skipped:
+            self.counts.skipped_steps[said.skipped] += 1
+            self._unreported += [_skip(usable, lists, i, plan.GUARD) for i in range(minibatch.first, minibatch.last)]
+            log.warning("step %d skipped: %s", self.step, said.skipped)
+        else:
+            self.trained_rows += minibatch.stop - minibatch.start
+
+    def _measure(self, lists: episodes.Lists, scores: npt.NDArray[np.float32]) -> None:
+        c = lists.columns
+        if self.baseline is not None:
+            users = np.repeat(c["user"], c["n_items"])
+            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"])
+            self._spent("baseline")
+        losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
+        names = map(self.figures.name_of, c["scenario"].tolist())
+        self.counts.drift.update(self._drift.update(names, losses.tolist()))
+        self._spent("measure")
+
+    def _spent(self, stage: str) -> None:
+        now_s = self._clock.monotonic_s()
+        self.counts.seconds[stage] += now_s - self._mark_s
+        self._mark_s = now_s
+
+    def _report(self, now_s: float) -> None:
+        self._mark_s = now_s
+        newest = self._publisher.newest
+        self.report = self._reporter.report(
+            self.counts,
+            step=self.step,
+            trained_rows=self.trained_rows,
+            snapshot=(newest.step, newest.created_ms / 1000) if newest else (0, 0.0),
+            snapshot_failures=self._publisher.failures,
+            lag=self._source.lag(),
+            embedding_rows=self.trainer.table.map.admitted,
+        )
+        self._reporter.took(now_s, self._clock.monotonic_s())
+        self._spent("report")
+
+
+def _skip(usable: list[Message], lists: episodes.Lists, i: int, reason: str) -> plan.Skip:
+    message = usable[int(lists.source[i])]
+    return message.topic, message.partition, message.offset, int(lists.place[i]), reason

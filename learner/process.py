@@ -1,0 +1,129 @@
+"""From a configuration to a running learner: connect, resume, run until asked to stop."""
+
+import importlib.metadata
+import logging
+import os
+import pathlib
+import signal
+import time
+from types import FrameType
+
+from learner import kafka_input, kafka_output, loop, prometheus_metrics, publishing, rehearsal
+from state import disk_snapshots, kafka_topics, snapshots
+from state.config import Config, ConfigError
+
+log = logging.getLogger("learner")
+PATIENCE_S = 60.0
+
+
+class Stop:
+    """Set by SIGTERM and SIGINT."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what a handler is given
+        self._asked = True
+
+    def __call__(self) -> bool:
+        """Whether the process was asked to stop."""
+        return self._asked
+
+
+def run(settings: Config, ready_file: pathlib.Path | None) -> int:
+    """Run until asked to stop; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stopping = Stop()
+    try:
+        _wait_for_topics(settings, stopping)
+        return _run(settings, ready_file, stopping)
+    except (ConfigError, kafka_topics.TopicsWrong, kafka_topics.BrokerUnreachable) as error:
+        log.error("%s", error)  # noqa: TRY400 - the message says it all
+        return 2
+    except kafka_output.Fenced as error:
+        log.error("%s; this one stops without a snapshot", error)  # noqa: TRY400
+        return 3
+    except kafka_output.Interrupted as error:
+        log.warning("%s", error)
+        return 0
+
+
+def _wait_for_topics(settings: Config, stopping: Stop) -> None:
+    """Brokers may come up later than we do: they are given a minute."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            kafka_topics.require(settings)
+        except kafka_topics.BrokerUnreachable:
+            if stopping() or time.monotonic() > until_s:
+                raise
+            log.warning("no broker at %s yet", settings.kafka.bootstrap)
+        else:
+            return
+
+
+def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Stop) -> int:
+    rehearsal.warm_up(settings)
+    output = kafka_output.KafkaOutput(settings, stopping)
+    output.open()
+    source = kafka_input.KafkaInput(settings)
+    writer = disk_snapshots.Writer(settings.snapshot.directory, settings.snapshot.keep)
+    publisher = publishing.Publisher(writer, output.announce, settings.snapshot)
+    started_ms = time.time_ns() // 1_000_000
+    learner = loop.Loop(settings, source, output, publisher, origin=loop.Origin(_code(), started_ms))
+    refused = _resume(settings, learner)
+    writer.prepare(learner.parts())
+    learner.offsets = source.assign(learner.offsets)
+    host = os.environ.get("THOUSANDFOLD_METRICS_HOST", "127.0.0.1")
+    share = settings.learner.baseline_share if learner.baseline is not None else 0.0
+    collector = prometheus_metrics.ReportCollector(lambda: learner.report, share, source.lost, refused)
+    close_metrics = prometheus_metrics.serve(collector, settings.learner.metrics_port, host)
+    log.info("ready at step %d, %d partitions of %s", learner.step, settings.kafka.partitions, settings.topics.episodes)
+    if ready_file is not None:
+        ready_file.touch()
+    try:
+        while not stopping():
+            learner.once()
+        learner.stop()
+        log.info("stopped at step %d, %d rows trained", learner.step, learner.trained_rows)
+    finally:
+        close_metrics()
+        source.close()
+    return 0
+
+
+def _resume(settings: Config, learner: loop.Loop) -> int:
+    """Load the newest intact snapshot, if there is one; returns how many damaged ones were passed over."""
+    refused: list[str] = []
+
+    def refuse(version: str, reason: str) -> None:
+        refused.append(version)
+        log.error("snapshot %s refused: %s; using the one before it", version, reason)
+
+    directory = settings.snapshot.directory
+    manifest = disk_snapshots.newest_intact(directory, refused=refuse)
+    if manifest is None:
+        log.info("no snapshot in %s: a fresh learner, from the earliest episodes", directory)
+        return len(refused)
+    parts = (snapshots.SERVING, snapshots.TRAINING)
+    arrays = {name: array for part in parts for name, array in disk_snapshots.read(directory, manifest, part).items()}
+    try:
+        learner.load(manifest, arrays)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"snapshot.directory: {directory}, snapshot {manifest.version}: {error}") from error
+    log.info("resumed from snapshot %s, step %d", manifest.version, manifest.step)
+    return len(refused)
+
+
+def _code() -> str:
+    """What code runs: the installed version, or the commit that an image was built from."""
+    try:
+        version = importlib.metadata.version("thousandfold")
+    except importlib.metadata.PackageNotFoundError:
+        version = "source"
+    commit = os.environ.get("THOUSANDFOLD_COMMIT", "")
+    return f"{version}+{commit}" if commit else version

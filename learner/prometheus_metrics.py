@@ -1,0 +1,106 @@
+"""The learner's newest report as Prometheus metrics. Nothing is computed at a scrape."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from learner.reports import Report
+
+PREFIX = "thousandfold_"
+_FIGURES = {
+    "auc": "Prequential AUC, ties half, 1,000 buckets",
+    "gauc": "AUC within each user, weighted by rows",
+    "logloss": "Mean logloss",
+    "calibration": "Sum of predictions over sum of labels",
+}
+
+
+class ReportCollector(Collector):
+    """Turns a report into metric families."""
+
+    def __init__(self, report: Callable[[], Report], baseline_share: float, lost: int, refused: int) -> None:
+        """`lost` messages were gone and `refused` snapshots were damaged when this process started."""
+        self._report, self._baseline_share, self._lost, self._refused = report, baseline_share, lost, refused
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are known at a scrape only, which keeps registration from running one."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of the newest report."""
+        report = self._report()
+        yield from _qualities(report)
+        yield from _counters(report)
+        for name, help_text, value in (
+            ("snapshot_step", "Step of the newest snapshot", report.snapshot[0]),
+            ("snapshot_created_seconds", "Creation of the newest snapshot, seconds since 1970", report.snapshot[1]),
+            ("embedding_rows", "Ids with a row of their own", report.embedding_rows),
+            ("trained_rows", "Rows that the parameters have been trained on", report.trained_rows),
+            ("baseline_share", "Share of the users on which the river baseline runs", self._baseline_share),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, help_text, value)
+        yield CounterMetricFamily(PREFIX + "lost_messages", "Messages that retention removed before they were read", self._lost)
+        yield CounterMetricFamily(PREFIX + "snapshots_refused", "Damaged snapshots passed over at the start", self._refused)
+        lag = GaugeMetricFamily(PREFIX + "lag_messages", "Messages not fetched yet", labels=("topic", "partition"))
+        for (topic, partition), behind in report.lag.items():
+            lag.add_metric((topic, str(partition)), behind)
+        yield lag
+
+
+def _qualities(report: Report) -> Iterable[Metric]:
+    labels = ("scenario", "objective", "variant", "window")
+    for figure, help_text in _FIGURES.items():
+        family = GaugeMetricFamily(PREFIX + figure, help_text, labels=labels)
+        for q in report.qualities:
+            value = getattr(q, figure)
+            if q.rows and not math.isnan(value):
+                family.add_metric((q.scenario, q.objective, q.variant, q.window), value)
+        yield family
+    gain = GaugeMetricFamily(PREFIX + "logloss_gain", "Logloss unadapted less adapted, same rows", labels=labels[:2])
+    error = GaugeMetricFamily(PREFIX + "logloss_gain_stderr", "Standard error of logloss_gain, lists as units", labels=labels[:2])
+    for g in report.gains:
+        if not math.isnan(g.logloss):
+            gain.add_metric((g.scenario, g.objective), g.logloss)
+            error.add_metric((g.scenario, g.objective), g.stderr)
+    yield gain
+    yield error
+
+
+def _counters(report: Report) -> Iterable[Metric]:
+    counts = report.counts
+    yield CounterMetricFamily(PREFIX + "steps", "Steps planned, skipped ones included", report.step)
+    yield CounterMetricFamily(PREFIX + "snapshot_failures", "Snapshots that could not be written", report.snapshot_failures)
+    for name, help_text, label, found in (
+        ("rows", "Rows scored and measured", "scenario", report.rows),
+        ("skipped_steps", "Steps that a guard refused", "reason", counts.skipped_steps),
+        ("drift", "Changes of the logloss that ADWIN found", "scenario", counts.drift),
+        ("loop_seconds", "Seconds of the loop, by stage", "stage", counts.seconds),
+        ("duplicates", "Lists skipped because they were trained already", "stage", {"learner": counts.duplicates}),
+    ):
+        family = CounterMetricFamily(PREFIX + name, help_text, labels=(label,))
+        for key, value in found.items():
+            family.add_metric((key,), value)
+        yield family
+    dead = CounterMetricFamily(PREFIX + "dead_letters", "Messages sent to dead-letters", labels=("stage", "reason"))
+    for reason, count in counts.dead_letters.items():
+        dead.add_metric(("learner", reason), count)
+    yield dead
+
+
+def serve(collector: Collector, port: int, host: str) -> Callable[[], None]:
+    """Answer scrapes at `host:port` from a thread; returns how to stop. A port of 0 serves nothing."""
+    if port == 0:
+        return lambda: None
+    registry = CollectorRegistry()
+    registry.register(collector)
+    server, thread = start_http_server(port, host, registry)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop

@@ -1,0 +1,87 @@
+"""What the learner tells about itself: counts while it runs, and a report about once a second that anyone may read."""
+
+import copy
+import dataclasses
+from collections import Counter, defaultdict
+
+from learner.prequential import Gain, Prequential, Quality
+
+EVERY_S = 1.0
+LONGEST_S = 30.0
+COST_SHARE = 0.02
+
+
+@dataclasses.dataclass
+class Counts:
+    """Since this process started."""
+
+    duplicates: int = 0
+    dead_letters: Counter[str] = dataclasses.field(default_factory=Counter)
+    skipped_steps: Counter[str] = dataclasses.field(default_factory=Counter)
+    drift: Counter[str] = dataclasses.field(default_factory=Counter)
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    """Time spent, by stage of the loop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that metrics show, complete and never changed: a new one replaces it."""
+
+    qualities: tuple[Quality, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: Counts = dataclasses.field(default_factory=Counts)
+    step: int = 0
+    trained_rows: int = 0
+    snapshot: tuple[int, float] = (0, 0.0)
+    """Step of the newest snapshot, and its creation in seconds since 1970."""
+    snapshot_failures: int = 0
+    lag: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
+    embedding_rows: int = 0
+
+
+class Reporter:
+    """Makes reports, as often as they may cost: at most 2 % of the time, so GAUC over a million rows comes every 12 s or so."""
+
+    def __init__(self, figures: Prequential) -> None:
+        self._figures = figures
+        self._next_s = self._next_gauc_s = float("-inf")
+        self._qualities: tuple[Quality, ...] = ()
+        self._groups: dict[tuple[str, str, str], float] = {}
+        self._rows_then = self._gauc_rows_then = -1
+        self._with_gauc = False
+
+    def due(self, now_s: float) -> bool:
+        """Whether a report should be made now."""
+        self._with_gauc = now_s >= self._next_gauc_s
+        return now_s >= self._next_s
+
+    def report(
+        self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
+        lag: dict[tuple[str, int], int], embedding_rows: int,
+    ) -> Report:  # fmt: skip
+        """The report of now; the figures are computed again only if rows came in since the last one."""
+        total = self._figures.total
+        self._with_gauc &= total != self._gauc_rows_then
+        if total != self._rows_then or self._with_gauc:
+            self._rows_then = total
+            whole = self._figures.report("cumulative", gauc=self._with_gauc)
+            if self._with_gauc:
+                self._gauc_rows_then = total
+                self._groups = {q[:3]: q.gauc for q in whole}
+            else:
+                whole = [q._replace(gauc=self._groups.get(q[:3], q.gauc)) for q in whole]
+            self._qualities = (*whole, *self._figures.report("recent"))
+        return Report(
+            self._qualities, tuple(self._figures.gains()), self._figures.rows_by_scenario(), copy.deepcopy(counts), step,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows,
+        )  # fmt: skip
+
+    def took(self, start_s: float, end_s: float) -> None:
+        """Plan the next report after one that took this long."""
+        pause_s = min(max(EVERY_S, (end_s - start_s) / COST_SHARE), LONGEST_S)
+        if self._with_gauc:
+            self._next_gauc_s = end_s + pause_s
+            self._next_s = end_s + EVERY_S
+        else:
+            self._next_s = end_s + pause_s
