@@ -149,6 +149,10 @@ class Partition:
         self._held.append((hold, token))
         self.advance(int(head["watermark_ms"]))
 
+    def skip(self, token: Any) -> None:
+        """Take a message that holds nothing; it is released in its turn."""
+        self._held.append((NEVER, token))
+
     def advance(self, event_ms: int) -> None:
         """Move the watermark: all input up to `event_ms` less the allowed lateness has been taken."""
         self.watermark_ms = max(self.watermark_ms, event_ms - self.rules.lateness_ms)

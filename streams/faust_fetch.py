@@ -1,0 +1,85 @@
+"""Two narrow changes to Faust, in one place and pinned to the version that they were measured with (docs/decisions).
+
+aiokafka keeps one fetch in flight per broker, and Faust lets it wait 1.5 s on idle partitions, while busy ones run dry: the
+wait becomes a setting. `Consumer._drain_messages` makes four tasks per message to be interruptible while a callback waits:
+the callback is stepped once first, and it nearly always ends without waiting.
+"""
+
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any, cast
+
+import faust
+import faust.transport.consumer
+import faust.transport.drivers.aiokafka
+from mode.services import Service, WaitResults
+
+FAUST_VERSION = "0.15.3"
+
+
+class WrongFaust(RuntimeError):
+    """The installed Faust is not the one that these changes were written for."""
+
+
+def install(fetch_wait_ms: int) -> None:
+    """Apply both changes to this process; call once, before the app is built.
+
+    Raises:
+        WrongFaust: another version of faust-streaming is installed.
+    """
+    if faust.__version__ != FAUST_VERSION:
+        raise WrongFaust(
+            f"faust-streaming {faust.__version__} is installed, streams/faust_fetch.py was written for {FAUST_VERSION}; "
+            "install that version, or check both changes against the new one and raise FAUST_VERSION"
+        )
+    consumer: Any = faust.transport.consumer.Consumer
+    consumer.wait_first = _wait_first
+    _short_fetch_wait(fetch_wait_ms)
+
+
+def _short_fetch_wait(fetch_wait_ms: int) -> None:
+    driver: Any = faust.transport.drivers.aiokafka
+    consumer = driver.aiokafka.AIOKafkaConsumer
+
+    def make(*arguments: Any, **settings: Any) -> Any:
+        if "fetch_max_wait_ms" in settings:
+            settings["fetch_max_wait_ms"] = fetch_wait_ms
+        return consumer(*arguments, **settings)
+
+    # The driver's view of aiokafka only: other users of the package keep theirs.
+    driver.aiokafka = types.SimpleNamespace(**{**vars(driver.aiokafka), "AIOKafkaConsumer": make})
+
+
+async def _wait_first(self: Any, *coroutines: Any, timeout: float | None = None) -> WaitResults:  # noqa: ASYNC109 -- Faust's name
+    callback = coroutines[0]
+    if len(coroutines) == 2 and getattr(callback, "__name__", "") == "on_message" and not self.suspend_flow.is_set():
+        try:
+            awaited = callback.send(None)
+        except StopIteration:
+            coroutines[1].close()
+            return WaitResults([], [], False)
+        coroutines = (_rest(callback, awaited), coroutines[1])
+    result: WaitResults = await cast("Any", Service.wait_first)(self, *coroutines, timeout=timeout)
+    return result
+
+
+async def _rest(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Any:
+    return await _resume(coroutine, awaited)
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that was stepped once and waits for `awaited`."""
+    while True:
+        try:
+            sent = yield awaited
+        except BaseException as error:  # noqa: BLE001 -- handed on, cancellation included
+            try:
+                awaited = coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            try:
+                awaited = coroutine.send(sent)
+            except StopIteration as stop:
+                return stop.value
