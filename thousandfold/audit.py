@@ -9,16 +9,19 @@ import bisect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from state import columns, dead_letters, ids, kafka_settings, plan, records, snapshots
 from state.config import Config
 
-QUIET_S = 1.0
 FETCH = 500
+
+
+class Stalled(RuntimeError):
+    """The broker did not hand over a topic to its end."""
 
 
 class Episode(NamedTuple):
@@ -59,7 +62,13 @@ class Audit:
         self._config, self._decoder = config, records.decoder(config)
         self._consumer = Consumer(
             kafka_settings.client(
-                config, **{"group.id": f"{config.kafka.group}-audit", "enable.auto.commit": False, "isolation.level": "read_committed"}
+                config,
+                **{
+                    "group.id": f"{config.kafka.group}-audit",
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "isolation.level": "read_committed",
+                },
             )
         )
         t = config.topics
@@ -71,7 +80,8 @@ class Audit:
             t.plan: self._plan,
             t.snapshots: self._snapshot,
         }
-        self._assigned = False
+        self._places: dict[tuple[str, int], int] = {}
+        self._behind: set[tuple[str, int]] = set()
         self.shown: dict[tuple[int, int], tuple[int, int]] = {}
         self.clicked: dict[tuple[int, int], int] = {}
         self.dead: dict[tuple[str, int, int], str] = {}
@@ -79,15 +89,25 @@ class Audit:
         self.plan: list[plan.Record] = []
         self.manifests: list[snapshots.Manifest] = []
 
-    def advance(self, timeout_s: float = QUIET_S) -> int:
-        """Read until `timeout_s` passes with nothing new; returns how many messages were read."""
+    def advance(self, timeout_s: float = 30.0) -> int:
+        """Read every topic to its end; returns how many messages were read.
+
+        Raises:
+            Stalled: an end was not reached within `timeout_s` of the last message.
+        """
         self._assign()
         read, last = 0, time.monotonic()
-        while time.monotonic() - last < timeout_s:
+        self._behind = set(self._places)
+        while self._behind:
             for message in self._consumer.consume(FETCH, 0.2):
-                if message.error() is None:
+                error = message.error()
+                if error is None:
                     self._readers[str(message.topic())](message)
                     read, last = read + 1, time.monotonic()
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's public name for it
+                    self._behind.discard((str(message.topic()), int(message.partition() or 0)))
+            if time.monotonic() - last > timeout_s:
+                raise Stalled(f"the end of {sorted(self._behind)} was not reached within {timeout_s:g} s; is the broker up?")
         return read
 
     def close(self) -> None:
@@ -146,10 +166,10 @@ class Audit:
         covering = sorted(self.manifests, key=lambda m: m.step)
         out = []
         for request, produced_ms in clicks:
-            at = place.get(ids.of(request))
-            if at is None:
+            stands = place.get(ids.of(request))
+            if stands is None:
                 continue
-            holds = next((m for m in covering if _covers(m, self._config.topics.episodes, at)), None)
+            holds = next((m for m in covering if _covers(m, self._config.topics.episodes, stands)), None)
             index = bisect.bisect_left(steps, holds.step) if holds else len(steps)
             if index < len(steps):
                 out.append((float(earliest[index]) - produced_ms) / 1000)
@@ -157,7 +177,8 @@ class Audit:
 
     def _trained(self, consumed: plan.Consumed) -> dict[tuple[int, int, int], tuple[int, int]]:
         """(request, task, version) to (rows, how many times it was trained)."""
-        topic, out = self._config.topics.episodes, {}
+        topic = self._config.topics.episodes
+        out: dict[tuple[int, int, int], tuple[int, int]] = {}
         for (partition, offset), lists in self.episodes.items():
             ranges = consumed.ranges.get((topic, partition), [])
             if (topic, partition, offset, plan.WHOLE_MESSAGE) in consumed.skipped or not any(a <= offset < b for a, b in ranges):
@@ -169,10 +190,14 @@ class Audit:
         return out
 
     def _assign(self) -> None:
-        if not self._assigned:
+        """Assign everything once; afterwards go on from where each partition was read to, so that its end is told again."""
+        if not self._places:
             found = self._consumer.list_topics(timeout=15).topics
-            self._consumer.assign([TopicPartition(t, p, 0) for t in self._readers for p in found[t].partitions])
-            self._assigned = True
+            self._places = {(t, p): 0 for t in self._readers for p in found[t].partitions}
+        else:
+            for at in self._consumer.position([TopicPartition(t, p) for t, p in self._places]):
+                self._places[at.topic, at.partition] = max(at.offset, self._places[at.topic, at.partition])
+        self._consumer.assign([TopicPartition(t, p, offset) for (t, p), offset in self._places.items()])
 
     def _impression(self, message: Message) -> None:
         try:
@@ -186,7 +211,7 @@ class Audit:
         self.clicked[int(message.partition() or 0), int(message.offset() or 0)] = 1
 
     def _dead_letter(self, message: Message) -> None:
-        found = dead_letters.read_headers(message.headers())
+        found = dead_letters.read_headers(cast("list[tuple[str, bytes | None]] | None", message.headers()))
         self.dead[found.origin_topic, found.origin_partition, found.origin_offset] = found.reason
 
     def _episodes(self, message: Message) -> None:

@@ -25,7 +25,8 @@ from state.config import Config
 from thousandfold import audit, brokers, children, live, produce, specs, stores, supervisor, traffic
 from thousandfold.data import blocks, ml1m
 
-DELAY = blocks.Delay(median_s=0.8, p90_s=2.0)
+DELAY = blocks.Delay(median_s=0.3, p90_s=0.8)
+TOPICS = ("impressions", "clicks", "enriched", "samples", "episodes", "plan", "snapshots", "deltas", "dead_letters")
 CHAOS_EVERY_S = 20.0
 CHAOS_QUIET_S = 15.0
 DRAIN_LIMIT_S = 90.0
@@ -37,7 +38,7 @@ TICK_S = 0.1
 class Options(NamedTuple):
     """What the command line asked for; `rate` is rows (items shown) a second, `requests` a second go to serving."""
 
-    source: str
+    source: produce.Source
     rate: float
     requests: float
     seconds: float | None
@@ -70,7 +71,7 @@ def settings(options: Options, directory: pathlib.Path, bootstrap: str, store_ur
     if options.bootstrap:
         # A shared broker may hold topics of an earlier demo: this one must not read them.
         run = f"demo-{int(time.time())}"
-        ours["topics"] = {name: f"{run}-{name.replace('_', '-')}" for name in kafka_topics.names()}
+        ours["topics"] = {name: f"{run}-{name.replace('_', '-')}" for name in TOPICS}
         ours["kafka"]["group"] = run
         ours["store"]["prefix"] = f"{run}:"
     for section, values in ours.items():
@@ -252,8 +253,10 @@ class Demo:
             self._keep_up()
             found.advance()
             outcome = found.outcome()
-            if outcome.lost == 0 or time.monotonic() > end_s:
+            complete = outcome.produced_lists > 0 and outcome.lost == 0
+            if complete or time.monotonic() > end_s:
                 return outcome
+            time.sleep(REFRESH_S)
 
     def _title(self, left_s: float) -> str:
         left = f", {left_s:.0f} s left" if left_s != float("inf") else ", Ctrl-C ends it"
@@ -341,7 +344,7 @@ app = typer.Typer()
 
 @app.command()
 def demo(  # noqa: PLR0913 - one parameter per option of the command
-    source: Annotated[str, typer.Option("--data", help="ml1m (MovieLens-1M) or simulate")] = "ml1m",
+    source: Annotated[produce.Source, typer.Option("--data", help="ml1m (MovieLens-1M) or simulate")] = "ml1m",
     rate: Annotated[float, typer.Option(help="rows (items shown) per second")] = 800.0,
     requests: Annotated[float, typer.Option(help="scoring requests per second")] = 20.0,
     duration: Annotated[str, typer.Option("--for", help="how long, such as 90s or 10m; until Ctrl-C if left out")] = "",
@@ -358,7 +361,7 @@ def demo(  # noqa: PLR0913 - one parameter per option of the command
     options = Options(
         source, rate, requests, seconds(duration) if duration else None, chaos, seed, bootstrap, store_url, config or specs.path("ml1m")
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
     with contextlib.ExitStack() as stack:
         directory = keep or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thousandfold-demo-")))
         directory.mkdir(parents=True, exist_ok=True)
