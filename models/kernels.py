@@ -312,7 +312,8 @@ def distinct(
     """Which support rows must be computed: lists of one task close together share most of theirs.
 
     The newest `cap` rows of each wanted list are kept. `index` (L, cap) points into the distinct rows, whose positions are
-    `first[:n]`; `taken` (L,) is how many a list kept. Rows are equal when every bit is. `slots`: power-of-two scratch.
+    `first[:n]`; `taken` (L,) is how many a list kept. Rows are equal when every bit is; the ids alone tell most apart, so they
+    are the hash. `slots`: power-of-two scratch.
     """
     slots[:] = -1
     last, n, end = np.uint64(len(slots) - 1), 0, 0
@@ -327,10 +328,6 @@ def distinct(
             for f in range(ids.shape[1]):
                 h = (h ^ ids[i, f]) * _M1
                 h ^= h >> _S32
-            for f in range(x.shape[1]):
-                h = (h ^ np.uint64(x[i, f])) * _M1
-            for f in range(label.shape[1]):
-                h = (h ^ np.uint64(label[i, f])) * _M1
             h = mix(h) & last
             while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
                 h = (h + np.uint64(1)) & last

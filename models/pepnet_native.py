@@ -208,6 +208,7 @@ class Network:
         self.scale = self.parameters["wide.scale"].numpy() if model.wide else np.zeros(2 * geometry.objectives, np.float32)
         starts = np.cumsum([0, *(geometry.objectives * width for width in self.layers)])
         self.starts: list[int] = starts.tolist()
+        self.gate_parts = self._gate_parts()
         self.tower = towers.Tower(self.parameters["output.weight"].numpy(), self.parameters["output.bias"].numpy())
 
     def forward(self, x: F32) -> tuple[towers.Meta, Saved]:
@@ -244,7 +245,7 @@ class Network:
     def _gates(self, first: torch.Tensor) -> torch.Tensor:
         """PPNet's gates (N, sum of O x width), layer by layer, objective by objective."""
         gates = torch.empty(len(first), self.starts[-1])
-        for i, o, source, target in self._gate_parts():
+        for i, o, source, target in self.gate_parts:
             bias = self.parameters[f"ppnet.out{i}.bias"][target.start - self.starts[i] : target.stop - self.starts[i]]
             torch.addmm(bias, first[:, source], self.parameters[f"ppnet.out{i}.weight"][o], out=gates[:, target])
         gates.sigmoid_()
@@ -304,7 +305,7 @@ class Network:
     ) -> None:
         _sigmoid_slope(slopes.gates, meta.gates, self.plan.gamma)
         dgates, first = torch.from_numpy(slopes.gates), torch.from_numpy(saved.first)[: len(slopes.gates)]
-        for i, o, source, target in self._gate_parts():
+        for i, o, source, target in self.gate_parts:
             torch.mm(first[:, source].t(), dgates[:, target], out=gradient.views[f"ppnet.out{i}.weight"][o])
             torch.mm(dgates[:, target], self.turned[f"ppnet.out{i}.weight"][o], out=dfirst[:, source])
         for i in range(len(self.layers)):

@@ -65,6 +65,9 @@ class Scorer:
         Adaptation is left out where the scenario's mode is off or the support has fewer than `meta.min_support` rows.
         """
         meta, used = self.settings.meta, 0
+        if not len(ids):
+            nothing = np.zeros((0, self._geometry.objectives), np.float32)
+            return Scored(nothing, nothing, 0)
         if support is not None and len(support.ids) >= meta.min_support and self.modes.code(scenario) != modes.OFF:
             used = min(len(support.ids), meta.support_rows)
         inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)

@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -69,7 +70,10 @@ def test_a_gradient_reaches_every_parameter(settings: config.Config) -> None:
     assert reached.mean() > 0.9
 
 
-def test_the_native_pass_equals_autograd(settings: config.Config) -> None:
+@pytest.mark.parametrize("inner_steps", [1, 3])
+def test_the_native_pass_equals_autograd(settings: config.Config, inner_steps: int) -> None:
+    meta = msgspec.structs.replace(settings.meta, inner_steps=inner_steps, inner_rate=0.5)
+    settings = msgspec.structs.replace(settings, meta=meta)
     native, reference = step.Trainer(settings), step.Trainer(settings, native=False)
     for i in range(3):
         batch = minibatches.minibatch(settings, i)
