@@ -116,7 +116,7 @@ def test_a_snapshot_of_another_shape_is_refused_with_the_name_of_the_array() -> 
     arrays = trainer.arrays()
     with pytest.raises(ValueError, match='"dense"'):
         step.Trainer(minibatches.settings(model={"hidden": (6, 4)})).load(arrays)
-    with pytest.raises(ValueError, match='"map.keys": found nothing'):
+    with pytest.raises(ValueError, match=r'"map\.keys": found nothing'):
         step.Trainer(minibatches.settings()).load({n: a for n, a in arrays.items() if n != "map.keys"})
 
 
