@@ -108,6 +108,8 @@ class Group:
             "label": len(config.objectives),
             "weight": len(config.objectives),
         }
+        # In window mode a row's label is known only when its window has passed: a query must not be adapted on it before.
+        self._settling_ms = round(config.join.window_s * 1000) if config.join.mode == "window" else 0
         self._most_lists = config.streams.lists_per_message
         self._max_bytes = config.topics.max_message_bytes
         self.ttl_ms = self._sets.layout.max_age_ms
@@ -228,7 +230,7 @@ class Group:
         s_label, s_x = (np.empty((capacity, self._widths[name]), np.uint32) for name in ("label", "x"))
         place = (sets.store, sets.store.view(np.uint32), sets.order, sets.count)
         limits = (shape.version_at, shape.max_age_ms)
-        n, trimmed = _episodes(slots, found["ts"], n_items, most, words, *place, *limits, s_ids, s_ts, s_label, s_x, n_support)
+        n, trimmed = _episodes(slots, found["ts"] - self._settling_ms, n_items, most, words, *place, *limits, s_ids, s_ts, s_label, s_x, n_support)
         self.trimmed += trimmed
         support = {
             "s_ids": s_ids[:n],

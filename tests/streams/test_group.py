@@ -19,9 +19,15 @@ FEATURES = spec.Features(
 )
 
 
-def made(size: int = SIZE, lists_per_message: int = 3, max_message_bytes: int = 1_000_000) -> configuration.Config:
+def made(
+    size: int = SIZE,
+    lists_per_message: int = 3,
+    max_message_bytes: int = 1_000_000,
+    join: configuration.Join = configuration.Join(mode="eager"),  # noqa: B008  (immutable)
+) -> configuration.Config:
     return configuration.Config(
         features=FEATURES,
+        join=join,
         support=configuration.Support(size=size),
         streams=configuration.Streams(lists_per_message=lists_per_message, in_flight=1),
         topics=configuration.Topics(max_message_bytes=max_message_bytes),
@@ -276,3 +282,11 @@ def test_messages_that_cannot_be_grouped_are_named() -> None:
     assert "2 rows" in stage.problem((head, {**found, "n_items": np.array([-2], "<i4")}))
     with pytest.raises(ValueError, match="message 1: samples of feature spec"):
         stage.episodes([message([]), ({**head, "spec": "other"}, found)])
+
+
+def test_in_window_mode_a_row_is_support_only_once_its_window_has_passed() -> None:
+    config = made(lists_per_message=8, join=configuration.Join(mode="window", window_s=10.0))
+    lists = [Shown(1, 0, 100, (1,)), Shown(1, 10_000, 101, (2,)), Shown(1, 10_001, 102, (3,)), Shown(1, 20_001, 103, (4,))]
+    ((_, _, found),) = run(group.Group(config), [message(lists)])
+    assert found["n_support"].tolist() == [0, 0, 1, 2]
+    assert found["s_ts"].tolist() == [0, 0, 10_000]
