@@ -55,7 +55,6 @@ class DiskShelf:
         if manifest.model != self._config.model.name:
             raise Refused(f"it holds a {manifest.model!r}, model.name is {self._config.model.name!r}")
 
-
     def _try(self, scorer: Scores) -> None:
         """Score once, so that a model of NaN is never swapped in, and kernels are compiled before a request needs them."""
         features = self._config.features

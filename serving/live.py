@@ -36,9 +36,7 @@ class Scores(Protocol):
 
     modes: modes.Modes
 
-    def score(
-        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None
-    ) -> Scored:
+    def score(self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None) -> Scored:
         """Score candidates: ids (R, F), raw numbers (R, D) of one user in one scenario, adapted to `support` if given."""
         ...
 

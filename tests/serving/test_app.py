@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import hypothesis
 import msgspec
 import pytest
+from hypothesis import strategies as st
 
 from state import config as configuration
 
 TS = 1_700_000_000_000
+IDS = st.text(max_size=4) | st.integers(-(2**63), 2**64 - 1)
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=4)
 ITEMS = [{"item_id": f"i{k}", "features": {"genre": f"g{k % 3}", "price": float(k)}} for k in range(20)]
 
 
@@ -162,3 +166,33 @@ def test_a_wrong_administrative_body_is_explained(deployment: Any, content: byte
     response = deployment.admin.post("/admin/meta", content=content)
     assert response.status_code in {400, 422}
     assert set(response.json()["error"]) == {"code", "message", "hint"}
+
+
+@hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    candidates=st.lists(
+        st.fixed_dictionaries(
+            {"item_id": IDS},
+            optional={
+                "position": st.none() | st.integers(-(2**33), 2**33),
+                "features": st.fixed_dictionaries(
+                    {}, optional={"genre": SCALARS | st.lists(SCALARS, max_size=3), "price": SCALARS}
+                ),
+            },
+        ),
+        max_size=5,
+    ),
+    more=st.fixed_dictionaries(
+        {"user_id": IDS, "scenario": IDS},
+        optional={"request_id": IDS, "ts_ms": st.integers(-1, 2**62), "user": st.dictionaries(st.text(max_size=3), SCALARS)},
+    ),
+)
+def test_whatever_the_fields_hold_is_scored_or_explained(deployment: Any, candidates: Any, more: Any) -> None:
+    content = msgspec.msgpack.encode(more | {"candidates": candidates})
+    response = deployment.client.post("/v1/score", content=content, headers={"content-type": "application/msgpack"})
+    reply = msgspec.msgpack.decode(response.content)
+    if response.status_code == 200:
+        assert len(reply["scores"]["click"]) == len(candidates)
+        assert all(0 <= score <= 1 for score in reply["scores"]["click"])
+    else:
+        assert (response.status_code, set(reply)) == (422, {"error"})

@@ -176,7 +176,11 @@ def test_sigterm_ends_it_in_order_while_requests_run(fresh: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(("port = 0", "port = {taken}"), "serving.port"), (("port = 0", "port = true"), "serving.port"), (("[store]", "[stor]"), "stor")],
+    [
+        (("port = 0", "port = {taken}"), "serving.port"),
+        (("port = 0", "port = true"), "serving.port"),
+        (("[store]", "[stor]"), "stor"),
+    ],
 )
 def test_a_taken_port_or_a_wrong_file_ends_it_with_status_2_and_the_reason(
     fresh: Any, listening: int, change: tuple[str, str], named: str

@@ -82,7 +82,7 @@ def test_a_slow_store_is_waited_for_until_the_deadline_only_and_its_late_reply_b
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("failure", [stores.StoreUnavailable("u", "gone"), stores.StoreRefused("WRONGPASS"), ConnectionResetError()])
+@pytest.mark.parametrize("failure", [stores.StoreUnavailable("u", "gone"), stores.StoreRefused("AUTH"), ConnectionResetError()])
 def test_whatever_the_store_says_instead_of_an_answer_is_one_trouble(failure: Exception) -> None:
     async def check() -> None:
         reads, store, _, _ = reading()

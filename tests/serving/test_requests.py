@@ -32,6 +32,14 @@ def refused(body: bytes, form: Format = "json", decoder: requests.Decoder = DECO
     return caught.value
 
 
+def status_of(body: bytes, form: Format) -> int:
+    try:
+        DECODER.decode(body, form)
+    except Problem as problem:
+        return problem.status
+    return 200
+
+
 def test_json_and_msgpack_carry_the_same_request() -> None:
     full = GOOD | {"request_id": 3, "ts_ms": 5, "user": {"age": 25}, "context": {"x": 1}, "objectives": ["click"]}
     a = DECODER.decode(msgspec.json.encode(full), "json")
@@ -78,10 +86,7 @@ def test_a_number_that_no_column_can_hold_is_refused(value: float) -> None:
 @pytest.mark.parametrize("form", ["json", "msgpack"])
 @hypothesis.given(body=st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_a_problem(form: Format, body: bytes) -> None:
-    try:
-        DECODER.decode(body, form)
-    except Problem as problem:
-        assert problem.status in {400, 422}
+    assert status_of(body, form) in {200, 400, 422}
 
 
 @hypothesis.given(shape=SHAPES)
@@ -90,10 +95,7 @@ def test_any_shape_is_a_request_or_a_problem(shape: dict[str, Any]) -> None:
         body = msgspec.msgpack.encode(GOOD | shape)
     except (OverflowError, UnicodeEncodeError):
         return
-    try:
-        DECODER.decode(body, "msgpack")
-    except Problem as problem:
-        assert problem.status in {400, 422}
+    assert status_of(body, "msgpack") in {200, 400, 422}
 
 
 @pytest.mark.parametrize(
