@@ -73,6 +73,8 @@ class Trainer:
         A loss or gradient that is not finite skips the step: parameters, optimiser and moments keep their bytes (new ids
         have their rows, which is all that was done) and `skipped` says why.
         """
+        if not len(batch.ids):
+            return self.score(batch)
         x = np.array(batch.x)
         rows = self.table.admit(np.array(batch.ids), now_ms)
         done = self.engine.run(self._work(batch, rows, x), train=True)
@@ -80,6 +82,9 @@ class Trainer:
 
     def score(self, batch: base.Batch) -> Scores:
         """Score without any change of state; ids without a row of their own read their field's shared row."""
+        if not len(batch.ids):
+            nothing = np.zeros((0, self.model.objectives), np.float32)
+            return Scores(nothing, nothing, 0.0, "no rows")
         rows = self.table.map.find(np.array(batch.ids))
         done = self.engine.run(self._work(batch, rows, np.array(batch.x)), train=False)
         return Scores(done.unadapted, done.adapted, done.loss, "")

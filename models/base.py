@@ -141,6 +141,7 @@ class Model(Protocol):
     """A network as pure functions of its parameters. Rows never see one another: no statistics of a mixed batch."""
 
     shapes: Shapes
+    objectives: int
 
     def initial(self, seed: int) -> torch.Tensor:
         """The flat vector of initial parameters; the same seed gives the same bytes."""

@@ -14,11 +14,15 @@ OFF, ON, FINE_TUNE_ONLY = range(3)
 
 
 class Modes:
-    """Codes (indices of NAMES) by scenario hash; part of the snapshot, as they shape what is learned."""
+    """Codes (indices of NAMES) by scenario hash; part of the snapshot, as they shape what is learned.
+
+    A snapshot's modes hold as long as the configuration says what it said when they were switched; a changed configuration wins.
+    """
 
     def __init__(self, settings: config.MetaLearning) -> None:
         self.default = NAMES.index(settings.mode)
         self.own = {ids.of(name): NAMES.index(mode) for name, mode in settings.scenarios.items()}
+        self._configured = ids.of(repr((settings.mode, sorted(settings.scenarios.items()))))
 
     def set(self, scenario: str | int | None, mode: Mode) -> None:
         """Switch one scenario (name or hash), or with None the default, which leaves scenarios with a mode of their own.
@@ -46,12 +50,15 @@ class Modes:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state, for a snapshot."""
         return {
+            "meta.configured": np.array([self._configured], np.uint64),
             "meta.default": np.array([self.default], np.int64),
             "meta.scenarios": np.array(list(self.own), np.uint64),
             "meta.modes": np.array(list(self.own.values()), np.int64),
         }
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over a state that `arrays` returned."""
+        """Take over a state that `arrays` returned, unless the configured modes have changed since."""
+        if int(arrays["meta.configured"][0]) != self._configured:
+            return
         self.default = int(arrays["meta.default"][0])
         self.own = dict(zip(arrays["meta.scenarios"].tolist(), arrays["meta.modes"].tolist(), strict=True))

@@ -56,7 +56,7 @@ class Scorer:
         self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
         self._trunk = self.model.native(flat) if native else None
         self.modes = modes.Modes(settings.meta)
-        if "meta.default" in arrays:
+        if "meta.configured" in arrays:
             self.modes.load(arrays)
 
     def score(self, ids: U64, x: F32, scenario: int, support: base.Support | None) -> Scored:

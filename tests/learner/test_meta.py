@@ -73,6 +73,15 @@ def test_a_switch_made_while_running_survives_a_snapshot() -> None:
     assert {"meta.default", "meta.scenarios", "meta.modes"} <= set(first.serving_names)
 
 
+def test_a_configuration_that_changed_since_the_snapshot_wins_over_its_switches() -> None:
+    first = trainer()
+    first.set_meta(None, "off")
+    second = step.Trainer(minibatches.settings(meta={"inner_rate": 0.5, "scenarios": {"young": "off"}}))
+    second.load(first.arrays())
+    assert second.modes.code(ids.of("young")) == modes.OFF
+    assert second.modes.code(ids.of("other")) == modes.ON
+
+
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="allowed: off, on, fine_tune_only"):
         trainer().set_meta(None, "sometimes")  # type: ignore[arg-type]

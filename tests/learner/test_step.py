@@ -123,3 +123,13 @@ def test_a_snapshot_of_another_shape_is_refused_with_the_name_of_the_array() -> 
 def test_an_unknown_model_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(config.ConfigError, match=r"is unknown; allowed: .*pepnet"):
         step.Trainer(minibatches.settings(model={"name": "nothing"}))
+
+
+def test_a_minibatch_without_rows_changes_nothing() -> None:
+    settings = minibatches.settings()
+    trainer = run(step.Trainer(settings), 0, 2)
+    before = digest(trainer)
+    said = trainer.step(minibatches.alone(minibatches.minibatch(settings), []), 10_000)
+    assert said.unadapted.shape == (0, 1)
+    assert said.skipped == "no rows"
+    assert digest(trainer) == before
