@@ -143,7 +143,11 @@ async def _start(app: faust.App, shell: faust_stage.Shell, stages: list[faust_st
         await shell.guard(_settle(app, stages))
         shell.forget()
 
+    async def assigned(_: Any, partitions: Any, **__: Any) -> None:
+        log.info("assigned: %s", ", ".join(sorted(f"{at.topic}[{at.partition}]" for at in partitions)) or "nothing")
+
     app.on_partitions_revoked.connect(revoked)
+    app.on_partitions_assigned.connect(assigned)
     for stage in stages:
         shell.run(stage.finish_in_order(), f"{stage.name}: finish")
         shell.run(stage.tick(), f"{stage.name}: tick")

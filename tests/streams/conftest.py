@@ -1,8 +1,10 @@
 """Real workers on a real broker and store: how the integration tests start them, feed them and read what they wrote."""
 
+import bisect
 import collections
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import confluent_kafka
 import msgspec
+import numpy as np
 import pytest
 
 from state import columns, ids, kafka_settings
@@ -71,6 +74,7 @@ class Kafka:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._producer = confluent_kafka.Producer(kafka_settings.producer(config, **{"linger.ms": 0}))
+        self._reader = confluent_kafka.Consumer(kafka_settings.consumer(config))
 
     def partition(self, user: str) -> int:
         return ids.of(user) % self.config.kafka.partitions
@@ -90,6 +94,12 @@ class Kafka:
 
     def flush(self) -> None:
         assert self._producer.flush(15) == 0
+
+    def end(self, topic: str) -> int:
+        """Messages in a topic."""
+        partitions = range(self.config.kafka.partitions)
+        at = [confluent_kafka.TopicPartition(topic, p) for p in partitions]
+        return sum(self._reader.get_watermark_offsets(one, timeout=10)[1] for one in at)
 
     def read(self, topic: str) -> list[confluent_kafka.Message]:
         """All messages of a topic, by partition and offset."""
@@ -143,17 +153,29 @@ class Kafka:
         return dict(found)
 
 
+    def close(self) -> None:
+        self._reader.close()
+
+
 @pytest.fixture
-def kafka_of() -> Callable[[Config], Kafka]:
+def kafka_of() -> Iterator[Callable[[Config], Kafka]]:
     """`kafka_of(config)` produces to and reads from its brokers."""
-    return Kafka
+    opened: list[Kafka] = []
+
+    def connect(config: Config) -> Kafka:
+        opened.append(Kafka(config))
+        return opened[-1]
+
+    yield connect
+    for kafka in opened:
+        kafka.close()
 
 
-def _eventually(check: Callable[[], object], timeout_s: float = 20.0) -> None:
+def _eventually(check: Callable[[], object], timeout_s: float = 20.0, every_s: float = 0.2) -> None:
     end = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 @pytest.fixture
@@ -165,3 +187,88 @@ def eventually() -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def _single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "OPENBLAS_NUM_THREADS", "1")
+
+
+class Load:
+    """Lists and clicks in event time, and what must come out of them."""
+
+    SPEC = """
+    [features]
+    categories = [
+      { name = "user", source = "user_id" },
+      { name = "item", source = "item_id" },
+      { name = "scenario", source = "scenario" },
+    ]
+    statistics = [
+      { name = "user_count", key = ["user"], kind = "count" },
+      { name = "user_actions", key = ["user"], kind = "actions" },
+      { name = "item_count", key = ["item"], kind = "count" },
+      { name = "item_actions", key = ["item"], kind = "actions" },
+    ]
+    """
+
+    def __init__(self, n_lists: int, window_ms: int, start_ms: int, step_ms: int, seed: int = 3) -> None:
+        draw = random.Random(seed)
+        self.users, self.items = [f"user-{i}" for i in range(40)], [f"item-{i}" for i in range(300)]
+        self.lists = [
+            (start_ms + i * step_ms, f"request-{seed}-{i}", draw.choice(self.users), draw.sample(self.items, 4))
+            for i in range(n_lists)
+        ]
+        self.clicks = sorted(
+            (ts + draw.randrange(1, window_ms - 100), request, user, item)
+            for ts, request, user, items in self.lists
+            for item in items
+            if draw.random() < 0.2
+        )
+
+    def produce(self, kafka: Kafka, *, paced: bool = False) -> None:
+        """Produce both topics side by side in event time; paced: each event at its time."""
+        for one in sorted([*self.lists, *self.clicks], key=lambda e: e[0]):
+            ts, request, user, shown = one
+            if paced:
+                time.sleep(max(0.0, ts / 1000 - time.time()))
+            if isinstance(shown, list):
+                kafka.impression(request, user, ts, shown)
+            else:
+                kafka.click(request, user, ts, shown)
+        kafka.flush()
+
+    def labels(self) -> dict[int, set[int]]:
+        """Clicked items by request."""
+        found: dict[int, set[int]] = {ids.of(request): set() for _, request, _, _ in self.lists}
+        for _, request, _, item in self.clicks:
+            found[ids.of(request)].add(ids.of(item))
+        return found
+
+    def check_stamps(self, lists: list[dict[str, Any]]) -> None:
+        """Every exposure strictly before a list was counted in it exactly once, and no action after it."""
+        exposures: dict[str, int] = collections.Counter()
+        clicked: dict[str, list[int]] = collections.defaultdict(list)
+        for ts, _, user, _ in self.clicks:
+            clicked[user].append(ts)
+        expected = {}
+        for ts, request, user, items in self.lists:
+            expected[ids.of(request)] = (exposures[user], bisect.bisect_right(clicked[user], ts))
+            exposures[user] += len(items)
+        for one in lists:
+            if one["request"] in expected:
+                shown, most = expected[one["request"]]
+                counted, acted = np.rint(np.expm1(one["x"][0, :2].astype(float))).tolist()
+                assert counted == shown, "exposures of the user"
+                assert acted <= most, "a stamped value saw a later action"
+
+    def probe(self, kafka: Kafka, ts_ms: int) -> dict[int, list[int]]:
+        """Show every item once to one user; return the counts that each row must be stamped with."""
+        shown = collections.Counter(item for _, _, _, items in self.lists for item in items)
+        acted = collections.Counter(item for _, _, _, item in self.clicks)
+        kafka.impression("probe", self.users[0], ts_ms, self.items)
+        kafka.flush()
+        user = self.users[0]
+        both = [sum(4 for one in self.lists if one[2] == user), sum(1 for one in self.clicks if one[2] == user)]
+        return {ids.of(item): [*both, shown[item], acted[item]] for item in self.items}
+
+
+@pytest.fixture
+def load() -> type[Load]:
+    """`load(n_lists, window_ms, start_ms, step_ms)` makes up events; see Load."""
+    return Load
