@@ -4,67 +4,33 @@ import importlib.metadata
 import logging
 import os
 import pathlib
-import signal
 import time
-from types import FrameType
+from collections.abc import Callable
 
 from learner import kafka_input, kafka_output, loop, prometheus_metrics, publishing, rehearsal
-from state import disk_snapshots, kafka_topics, snapshots
+from state import disk_snapshots, snapshots
 from state.config import Config, ConfigError
 
 log = logging.getLogger("learner")
-PATIENCE_S = 60.0
 
 
-class Stop:
-    """Set by SIGTERM and SIGINT."""
+def run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[], bool]) -> int:
+    """Run until asked to stop; returns the exit code.
 
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what a handler is given
-        self._asked = True
-
-    def __call__(self) -> bool:
-        """Whether the process was asked to stop."""
-        return self._asked
-
-
-def run(settings: Config, ready_file: pathlib.Path | None) -> int:
-    """Run until asked to stop; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stopping = Stop()
+    Raises:
+        ConfigError: the snapshots were made with another configuration.
+    """
     try:
-        _wait_for_topics(settings, stopping)
         return _run(settings, ready_file, stopping)
-    except (ConfigError, kafka_topics.TopicsWrong, kafka_topics.BrokerUnreachable) as error:
-        log.error("%s", error)  # noqa: TRY400 - the message says it all
-        return 2
     except kafka_output.Fenced as error:
-        log.error("%s; this one stops without a snapshot", error)  # noqa: TRY400
+        log.error("%s; this one stops without a snapshot", error)  # noqa: TRY400 - the message says it all
         return 3
     except kafka_output.Interrupted as error:
         log.warning("%s", error)
         return 0
 
 
-def _wait_for_topics(settings: Config, stopping: Stop) -> None:
-    """Brokers may come up later than we do: they are given a minute."""
-    until_s = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            kafka_topics.require(settings)
-        except kafka_topics.BrokerUnreachable:
-            if stopping() or time.monotonic() > until_s:
-                raise
-            log.warning("no broker at %s yet", settings.kafka.bootstrap)
-        else:
-            return
-
-
-def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Stop) -> int:
+def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[], bool]) -> int:
     rehearsal.warm_up(settings)
     output = kafka_output.KafkaOutput(settings, stopping)
     output.open()

@@ -1,0 +1,181 @@
+"""The learner as a process on real brokers: killed, restarted, fenced, stopped; every list is trained once."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from learner import rehearsal
+from state import columns, config, disk_snapshots, kafka_settings, kafka_topics, plan, snapshots
+from thousandfold import brokers
+
+ROOT = pathlib.Path(__file__).parents[2]
+PATIENCE_S = 60.0
+LISTS = 8
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def made(broker: brokers.Broker, make_config: Callable[..., Any]) -> Any:
+    learner = {"rows_per_step": 20, "fetch_messages": 4, "dedup_rows": 4096, "deadline_ms": 50, "metrics_port": free_port()}
+    found = make_config(
+        kafka={"bootstrap": broker.bootstrap, "partitions": 2}, learner=learner, embedding={"capacity": 4096},
+        model={"scenario_features": ["scenario"], "personal_features": ["user", "item"]},
+    )  # fmt: skip
+    kafka_topics.create(found.config, keep_for_ever=broker.keep_for_ever)
+    return found
+
+
+@contextlib.contextmanager
+def learner(made: Any, tmp_path: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
+    ready = tmp_path / "ready"
+    ready.unlink(missing_ok=True)
+    with (tmp_path / "learner.log").open("ab") as log:
+        command = [sys.executable, "-m", "learner", "--config", str(made.path), "--ready-file", str(ready)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        try:
+            wait(lambda: ready.exists() or process.poll() is not None, tmp_path)
+            assert process.poll() is None, (tmp_path / "learner.log").read_text()
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait(condition: Callable[[], bool], tmp_path: pathlib.Path) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until, (tmp_path / "learner.log").read_text()
+        time.sleep(0.05)
+
+
+def produce(settings: config.Config, first: int, last: int) -> None:
+    producer = Producer(kafka_settings.producer(settings))
+    for seed in range(first, last):
+        message = rehearsal.message(settings, seed, seed=seed, lists=LISTS)
+        producer.produce(settings.topics.episodes, message.value, partition=seed % 2)
+    assert producer.flush(30) == 0
+
+
+def everything(settings: config.Config, topic: str, partitions: int = 1) -> list[tuple[int, int, bytes]]:
+    """All committed records of a topic, as (partition, offset, value)."""
+    consumer = Consumer(kafka_settings.consumer(settings, **{"isolation.level": "read_committed", "enable.partition.eof": True}))
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(partitions)])
+    found: list[tuple[int, int, bytes]] = []
+    ended: set[int | None] = set()
+    until = time.monotonic() + PATIENCE_S
+    while len(ended) < partitions and time.monotonic() < until:
+        for message in consumer.consume(1000, 0.2):
+            if message.error() is None:
+                found.append((int(message.partition() or 0), int(message.offset() or 0), message.value() or b""))
+            else:
+                ended.add(message.partition())
+    consumer.close()
+    return found
+
+
+def records(settings: config.Config) -> list[plan.Record]:
+    return [plan.decode(value) for _, _, value in everything(settings, settings.topics.plan)]
+
+
+def metric(settings: config.Config, name: str) -> float:
+    url = f"http://127.0.0.1:{settings.learner.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        lines = [line for line in reply.read().decode().splitlines() if line.startswith(name)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def trained(settings: config.Config) -> list[tuple[int, int]]:
+    """(partition, request) of every list that counts as trained, by the plan's rule."""
+    consumed = plan.consumed(records(settings))
+    assert not consumed.gaps
+    topic, out = settings.topics.episodes, []
+    for partition, offset, value in everything(settings, topic, settings.kafka.partitions):
+        if any(a <= offset < b for a, b in consumed.ranges.get((topic, partition), [])):
+            requests = columns.unpack(value)[1]["request"].tolist()
+            places = [i for i in range(len(requests)) if (topic, partition, offset, i) not in consumed.skipped]
+            out += [(partition, requests[i]) for i in places]
+    return out
+
+
+def test_a_learner_killed_in_the_middle_trains_every_list_once(made: Any, tmp_path: pathlib.Path) -> None:
+    settings = made.config
+    produce(settings, 0, 30)
+    with learner(made, tmp_path) as process:
+        wait(lambda: metric(settings, "thousandfold_snapshot_step") > 0, tmp_path)
+        produce(settings, 30, 60)
+        process.kill()
+    produce(settings, 50, 70)
+    with learner(made, tmp_path) as process:
+        wait(lambda: len(trained(settings)) == 70 * LISTS, tmp_path)
+        wait(lambda: metric(settings, "thousandfold_duplicates_total") > 0, tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    found = trained(settings)
+    assert len(found) == len(set(found)) == 70 * LISTS
+    manifest = disk_snapshots.newest_intact(settings.snapshot.directory)
+    assert manifest is not None
+    assert manifest.offsets == ((settings.topics.episodes, 0, 40), (settings.topics.episodes, 1, 40))
+    assert manifest.trained_rows == plan.consumed(records(settings)).rows
+    announced = [snapshots.unpack(value) for _, _, value in everything(settings, settings.topics.snapshots)]
+    assert announced[-1] == manifest
+
+
+def test_a_second_learner_fences_the_first_which_exits_with_3(made: Any, tmp_path: pathlib.Path) -> None:
+    settings = made.config
+    produce(settings, 0, 4)
+    with learner(made, tmp_path) as first:
+        wait(lambda: len(records(settings)) > 0, tmp_path)
+        port = f"metrics_port = {settings.learner.metrics_port}"
+        made.path.write_text(made.path.read_text().replace(port, f"metrics_port = {free_port()}"))
+        with learner(made, tmp_path):
+            produce(settings, 4, 8)
+            assert first.wait(PATIENCE_S) == 3
+            wait(lambda: len(trained(settings)) == 8 * LISTS, tmp_path)
+    assert len(trained(settings)) == len(set(trained(settings)))
+
+
+def test_a_message_of_another_spec_reaches_dead_letters_and_learning_goes_on(made: Any, tmp_path: pathlib.Path) -> None:
+    settings = made.config
+    producer = Producer(kafka_settings.producer(settings))
+    producer.produce(settings.topics.episodes, b"junk", partition=0)
+    assert producer.flush(30) == 0
+    produce(settings, 0, 4)
+    with learner(made, tmp_path):
+        wait(lambda: metric(settings, "thousandfold_dead_letters_total") == 1, tmp_path)
+        wait(lambda: plan.consumed(records(settings)).rows > 0, tmp_path)
+    assert [value for _, _, value in everything(settings, settings.topics.dead_letters)] == [b"junk"]
+
+
+def test_missing_topics_end_it_with_2_and_what_to_run(broker: brokers.Broker, make_config: Callable[..., Any]) -> None:
+    made = make_config(kafka={"bootstrap": broker.bootstrap})
+    command = [sys.executable, "-m", "learner", "--config", str(made.path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert b"topics create" in done.stderr
+
+
+def test_a_broken_configuration_ends_it_with_2(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "bad.toml").write_text("[learner]\nthread = 1\n")
+    command = [sys.executable, "-m", "learner", "--config", str(tmp_path / "bad.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert b"unknown key" in done.stderr
