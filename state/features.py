@@ -61,7 +61,7 @@ class Engine:
         self._plan = self.compiled.plan
         self._has_items = len(self._plan.item_columns) > 0
         self._width = int(self._plan.n_cells.sum())
-        self._batch, self._now_s = 0, 0.0
+        self._batch, self._now_s, self._none = 0, 0.0, no_actions()
         self._prepared: _Prepared | None = None
         self.missing_numbers = self.surplus_values = self.unknown_requests = self.duplicate_actions = 0
         self.duplicates: Mask = np.zeros(0, np.bool_)
@@ -79,7 +79,7 @@ class Engine:
 
         Ask, read and `fill` until the answer is empty: which cells an action counts in may depend on a row that is yet unknown.
         """
-        actions = no_actions() if actions is None else actions
+        actions = self._none if actions is None else actions
         held = self._prepared
         if held is not None and held.lists is lists and held.actions is actions:
             return held.wanted
@@ -139,7 +139,7 @@ class Engine:
         """
         if self._mode == "reader":
             raise RuntimeError("a reader counts nothing: use stamp(), or an Engine with mode='owner'")
-        actions = no_actions() if actions is None else actions
+        actions = self._none if actions is None else actions
         if not is_empty(self.wanted(lists, actions, self._now_s, order, fresh_lists, fresh_actions)):
             self._prepared = None
             raise RuntimeError("unread state: read and fill() what wanted() names until it names nothing, then run()")
