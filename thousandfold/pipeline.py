@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from state import columns, features, memory_store, records
+from state import columns, features, memory_store, records, stores
 from state.config import Config
 from streams import enrich, group, join, samples
 
@@ -72,6 +72,10 @@ class Pipeline:
             self._now_ms += step_ms
             out += self._flush(CAUGHT_UP)
         return out
+
+    def supports(self, tasks: stores.U64) -> list[bytes | None]:
+        """The packed support sets of tasks, as a deployment's store would hold them."""
+        return _done(self._store.supports(tasks))
 
     def _own(self, partition: int) -> None:
         if partition not in self._joins:
