@@ -125,17 +125,11 @@ def _category(values: list[Any], width: int, ids: identities.Ids) -> tuple[U64, 
             return np.array([ids["" if v is None else v] for v in values], np.uint64).reshape(-1, 1), 0
         except TypeError:
             pass
-    rows: dict[tuple[Any, ...], int] = {}
-    place = np.array([rows.setdefault(_several(v), len(rows)) for v in values], np.int64)
-    hashed = [list(dict.fromkeys(ids[v] for v in row)) for row in rows]
+    rows: dict[Any, int] = {}
+    place = np.array([rows.setdefault(tuple(v) if type(v) is list else v, len(rows)) for v in values], np.int64)
+    hashed = [ids.several(row) for row in rows]
     extra = np.array([max(0, len(row) - width) for row in hashed], np.int64)
     nothing = [ids[""]] if width == 1 else []
     blank = [identities.PAD] * width
     table = np.array([((row or nothing) + blank)[:width] for row in hashed], np.uint64).reshape(-1, width)
     return table[place], int(extra[place].sum())
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, list):
-        return tuple(v for v in value if v is not None)
-    return () if value is None else (value,)

@@ -1,6 +1,7 @@
 """Stable 64-bit ids: the same value has the same id in every process, on every machine, for ever."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +35,22 @@ class Ids(dict[Value, int]):
     def __init__(self, capacity: int = 1_000_000) -> None:
         super().__init__()
         self.capacity = capacity
+        self._several: dict[Any, list[int]] = {}
 
     def __missing__(self, value: Value) -> int:
         if len(self) >= self.capacity:
             self.clear()
         found = self[value] = of(value)
+        return found
+
+    def several(self, values: tuple[Value | None, ...] | Value | None) -> list[int]:
+        """The distinct ids of some values in order, of one, or of none; None is no value. Remembered like single ones."""
+        found = self._several.get(values)
+        if found is None:
+            if len(self._several) >= self.capacity:
+                self._several.clear()
+            given = values if isinstance(values, tuple) else (values,)
+            found = self._several[values] = list(dict.fromkeys(self[v] for v in given if v is not None))
         return found
 
 
