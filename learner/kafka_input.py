@@ -12,15 +12,20 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 15.0
 
 
+def _report(error: KafkaError) -> None:
+    if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - librdkafka's own code
+        log.warning("no broker answers; trying again until one does")
+
+
 class KafkaInput:
     """Reads all partitions of the `episodes` topic."""
 
     def __init__(self, config: Config) -> None:
         self._topic, self._partitions = config.topics.episodes, range(config.kafka.partitions)
         # Auto-commit stays off: the manifest of the newest snapshot is the only truth about what was consumed.
-        self._consumer = Consumer(
-            kafka_settings.consumer(config, **{"group.id": f"{config.kafka.group}-learner", "isolation.level": "read_committed"})
-        )
+        # librdkafka would print each of its twenty attempts a second to reconnect; `error_cb` says once that no broker answers.
+        own = {"group.id": f"{config.kafka.group}-learner", "isolation.level": "read_committed", "log_level": 2}
+        self._consumer = Consumer(kafka_settings.consumer(config, **own, error_cb=_report))
         self._positions: dict[tuple[str, int], int] = {}
         self.lost = 0
 

@@ -34,7 +34,9 @@ class KafkaOutput:
         self._topics, self._stopping = config.topics, stopping
         self.name = f"{config.kafka.group}-learner-{shard}"
         self._producer = Producer(
-            kafka_settings.producer(config, **{"transactional.id": self.name, "transaction.timeout.ms": 30_000, "linger.ms": 0})
+            kafka_settings.producer(
+                config, **{"transactional.id": self.name, "transaction.timeout.ms": 30_000, "linger.ms": 0, "log_level": 2}
+            )
         )
 
     def open(self) -> None:

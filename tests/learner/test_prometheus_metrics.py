@@ -1,0 +1,91 @@
+"""What Prometheus sees of the learner."""
+
+import socket
+import urllib.error
+import urllib.request
+from collections import Counter
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from learner import prometheus_metrics
+from learner.prequential import Gain, Quality
+from learner.reports import Counts, Report
+
+NAN = float("nan")
+REPORT = Report(
+    qualities=(
+        Quality("home", "click", "adapted", "cumulative", 10, 0.75, 0.7, 0.5, 1.1),
+        Quality("home", "click", "adapted", "recent", 5, NAN, NAN, 0.4, NAN),
+        Quality("home", "click", "river", "cumulative", 0, NAN, NAN, NAN, NAN),
+    ),
+    gains=(Gain("home", "click", 0.01, 0.002, 0.03),),
+    rows={"home": 10},
+    counts=Counts(3, Counter(schema=2), Counter({"loss is not finite": 1}), Counter(home=4), {"step": 1.5}),
+    step=7,
+    trained_rows=10,
+    snapshot=(6, 1234.5),
+    snapshot_failures=1,
+    lag={("episodes", 0): 9},
+    embedding_rows=42,
+)
+
+
+def scrape(report: Report) -> list[str]:
+    registry = CollectorRegistry()
+    registry.register(prometheus_metrics.ReportCollector(lambda: report, baseline_share=0.5, lost=8, refused=2))
+    return generate_latest(registry).decode().splitlines()
+
+
+def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> None:
+    lines = scrape(REPORT)
+    labels = 'objective="click",scenario="home",variant="adapted",window='
+    for line in (
+        f'thousandfold_auc{{{labels}"cumulative"}} 0.75',
+        f'thousandfold_gauc{{{labels}"cumulative"}} 0.7',
+        f'thousandfold_logloss{{{labels}"recent"}} 0.4',
+        f'thousandfold_calibration{{{labels}"cumulative"}} 1.1',
+        'thousandfold_logloss_gain{objective="click",scenario="home"} 0.01',
+        'thousandfold_rows_total{scenario="home"} 10.0',
+        "thousandfold_steps_total 7.0",
+        'thousandfold_skipped_steps_total{reason="loss is not finite"} 1.0',
+        'thousandfold_duplicates_total{stage="learner"} 3.0',
+        'thousandfold_dead_letters_total{reason="schema",stage="learner"} 2.0',
+        'thousandfold_drift_total{scenario="home"} 4.0',
+        "thousandfold_snapshot_step 6.0",
+        "thousandfold_snapshot_created_seconds 1234.5",
+        'thousandfold_lag_messages{partition="0",topic="episodes"} 9.0',
+        "thousandfold_embedding_rows 42.0",
+        "thousandfold_baseline_share 0.5",
+        "thousandfold_lost_messages_total 8.0",
+        "thousandfold_snapshots_refused_total 2.0",
+    ):
+        assert line in lines
+
+
+def test_a_figure_that_does_not_exist_is_left_out() -> None:
+    lines = scrape(REPORT)
+    assert not any(line.startswith("thousandfold_auc{") and 'window="recent"' in line for line in lines)
+    assert not any('variant="river"' in line for line in lines)
+
+
+def test_a_learner_that_has_reported_nothing_yet_can_be_scraped() -> None:
+    assert "thousandfold_steps_total 0.0" in scrape(Report())
+
+
+def test_the_server_answers_until_it_is_stopped() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        free_port: int = one.getsockname()[1]
+    collector = prometheus_metrics.ReportCollector(lambda: REPORT, 1.0, 0, 0)
+    stop = prometheus_metrics.serve(collector, free_port, "127.0.0.1")
+    url = f"http://127.0.0.1:{free_port}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        assert b"thousandfold_steps_total 7.0" in reply.read()
+    stop()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)
+
+
+def test_port_0_serves_nothing() -> None:
+    prometheus_metrics.serve(prometheus_metrics.ReportCollector(lambda: REPORT, 1.0, 0, 0), 0, "127.0.0.1")()
