@@ -83,21 +83,40 @@ class _Taken(NamedTuple):
 class _Partition:
     """What is kept of one input partition: its fences (of impressions, of clicks), its clock, actions that wait."""
 
-    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "quiet_ms", "sent_ms")
+    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "low", "quiet_ms", "sent_ms")
 
     def __init__(self, fences: tuple[int, int], idle_ms: int, now_ms: int) -> None:
         self.fences = fences
         self.clock = event_time.Clock(idle_ms, now_ms)
         self.held: deque[_Taken] = deque()
+        self.low: deque[int] = deque()
         self.known: dict[int, None] = {}
         self.acted_ms = self.sent_ms = event_time.NEVER
         self.quiet_ms = now_ms
 
-    def know(self, request: int) -> None:
-        """Remember that the list of a request was taken."""
+    def hold(self, taken: _Taken) -> None:
+        """Let an action wait. `low` keeps the least times of the queue in ascending order: the watermark asks for the first."""
+        self.held.append(taken)
+        if taken.event is not None:
+            while self.low and self.low[-1] > taken.ts:
+                self.low.pop()
+            self.low.append(taken.ts)
+
+    def release(self) -> _Taken:
+        """The first action that waits."""
+        taken = self.held.popleft()
+        if taken.event is not None and self.low[0] == taken.ts:
+            self.low.popleft()
+        return taken
+
+    def know(self, request: int) -> bool:
+        """Remember that the list of a request was taken; whether that is news."""
+        if request in self.known:
+            return False
         self.known[request] = None
         if len(self.known) > KNOWN_REQUESTS:
             del self.known[next(iter(self.known))]
+        return True
 
 
 class _Batch(NamedTuple):
@@ -201,7 +220,7 @@ class Enrich:
         self._count(fresh=fresh, rejected=rejected)
         ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
         self._acted[partition] = max(self._acted.get(partition, event_time.NEVER), ts)
-        held.held.append(_Taken(partition, offset, token, ts, event if fresh else None, value or b"", request, now_ms))
+        held.hold(_Taken(partition, offset, token, ts, event if fresh else None, value or b"", request, now_ms))
         return rejected if fresh else None
 
     def _decoded(self, value: bytes | None, now_ms: int) -> Any:
@@ -225,11 +244,13 @@ class Enrich:
         inputs, self._shown = self._shown, []
         acted, self._acted = self._acted, {}
         newest: dict[int, int] = {}
+        first: dict[int, int] = {}
         for taken in inputs:
             newest[taken.partition] = max(newest.get(taken.partition, event_time.NEVER), taken.ts)
             if taken.ts != event_time.NEVER:
                 held = self._partitions[taken.partition]
-                held.know(taken.request)
+                if held.know(taken.request):
+                    first[taken.request] = taken.ts
                 if taken.event is None:
                     held.clock.before = max(held.clock.before, taken.ts)
         counted = {(self._topics[0], taken.partition): taken.offset for taken in inputs}
@@ -246,12 +267,12 @@ class Enrich:
             if due:
                 counted[self._topics[1], partition] = due[-1].offset
             mark = held.clock.watermark(now_ms, impressions_caught_up=state.impressions, clicks_caught_up=state.clicks)
-            mark = min([mark, *(taken.ts for taken in held.held if taken.event is not None)])
+            mark = min(mark, held.low[0]) if held.low else mark
             if self._moves(held, mark, now_ms, busy=partition in newest or bool(due)):
                 watermarks[partition] = max(mark, held.sent_ms)
         if not (inputs or released or watermarks):
             return False
-        self._batch = self._cut(inputs, released, watermarks, counted)
+        self._batch = self._cut(inputs, released, first, watermarks, counted)
         return True
 
     def _due(self, held: _Partition, now_ms: int, state: CaughtUp) -> Iterator[_Taken]:
@@ -262,7 +283,7 @@ class Enrich:
             ts = first.ts + self._lateness_ms if expected else first.ts
             if first.event is not None and not held.clock.is_due(ts, first.since_ms, now_ms, caught_up=state.impressions):
                 return
-            yield held.held.popleft()
+            yield held.release()
 
     def _moves(self, held: _Partition, mark: int, now_ms: int, *, busy: bool) -> bool:
         """Whether a message has to go to this partition: it has content, or its watermark moved and somebody may wait for it."""
@@ -275,16 +296,17 @@ class Enrich:
         self,
         inputs: list[_Taken],
         released: list[_Taken],
+        first: dict[int, int],
         watermarks: dict[int, int],
         counted: dict[tuple[str, int], int],
     ) -> _Batch:
+        """Columns of the events and their order; `first` holds the times of the lists that are in no earlier batch."""
         shown = [taken for taken in inputs if taken.event is not None]
         acted = [taken for taken in released if taken.event is not None]
         compiled = self.engine.compiled
         lists = events.lists_of([t.event for t in shown], compiled, self._ids) if shown else events.no_lists(compiled)
         actions = events.actions_of([t.event for t in acted], compiled, self._ids) if acted else events.no_actions()
-        own = {t.request: t.ts for t in reversed(shown)}
-        times = np.array([*(t.ts for t in shown), *(max(t.ts, own.get(t.request, t.ts)) for t in acted)], np.int64)
+        times = np.array([*(t.ts for t in shown), *(max(t.ts, first.get(t.request, t.ts)) for t in acted)], np.int64)
         code = np.concatenate([np.arange(len(shown)), -1 - np.arange(len(acted))])
         order = code[np.lexsort((code < 0, times))]
         partition = np.array([t.partition for t in shown], np.int64)
