@@ -136,7 +136,7 @@ class Episodes:
             self.read += len(messages)
             self._ready.extend(self._pipeline.feed(messages) if messages else self._pipeline.end())
             self.ended = not messages
-        out = []
+        out: list[episodes.Message] = []
         while self._ready and len(out) < limit:
             out.append(episodes.Message(TOPIC, 0, self._offset, None, self._ready.popleft()))
             self._offset += 1
@@ -172,6 +172,7 @@ class Nowhere:
     def collect(self, timeout_s: float = 0.0) -> snapshots.Manifest | None:
         """Nothing was written."""
         del timeout_s
+        return None
 
 
 app = typer.Typer()
