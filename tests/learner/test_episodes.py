@@ -14,7 +14,11 @@ SETTINGS = config.parse(
     """
 objectives = [{ name = "click", action = "click" }, { name = "like", action = "like" }]
 [features]
-categories = [{ name = "user", source = "user_id" }, { name = "item", source = "item_id" }]
+categories = [
+  { name = "user", source = "user_id" },
+  { name = "item", source = "item_id" },
+  { name = "scenario", source = "scenario" },
+]
 numbers = [{ name = "price", source = "item.price" }]
 """
 )
