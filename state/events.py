@@ -48,6 +48,7 @@ class Actions(NamedTuple):
 def lists_of(impressions: Sequence[Any], compiled: layout.Compiled, ids: identities.Ids) -> Lists:
     """Impressions (of `records.Decoder`) as columns. A missing category has the id of the empty text, a missing number is NaN."""
     items = [item for impression in impressions for item in impression.items]
+    held = [item.features for item in items]
     n_items = np.array([len(i.items) for i in impressions], np.int32)
     known: dict[str, U64] = {
         "request_id": _ids(list(map(attrgetter("request_id"), impressions)), ids),
@@ -64,7 +65,7 @@ def lists_of(impressions: Sequence[Any], compiled: layout.Compiled, ids: identit
             if a.holder in {"user", "context"}:
                 raw[key] = list(map(attrgetter(f"{a.holder}.{a.field}"), impressions))
             else:
-                raw[key] = list(map(attrgetter(a.field if a.holder == "intrinsic" else f"features.{a.field}"), items))
+                raw[key] = list(map(attrgetter(a.field), items if a.holder == "intrinsic" else held))
         return raw[key]
 
     matrix = np.full((len(items), compiled.id_width), identities.PAD, np.uint64)

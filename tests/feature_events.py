@@ -119,7 +119,9 @@ def columns(
     engine: features.Engine, history: list[Event], decoder: records.Decoder
 ) -> tuple[features.Lists, features.Actions, np.ndarray[Any, np.dtype[np.int64]]]:
     """A history as lists, actions and their order."""
-    lists, actions, order = [], [], []
+    lists: list[Any] = []
+    actions: list[records.Action] = []
+    order: list[int] = []
     for kind, value in history:
         if kind == "list":
             order.append(len(lists))

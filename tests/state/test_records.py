@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 from typing import Any
@@ -118,7 +119,5 @@ def test_an_action_that_cannot_be_used_is_rejected(change: dict[str, Any], expec
 @example(b"[" * 19000)
 def test_no_bytes_raise_anything_but_rejected(value: bytes) -> None:
     for decode in (DECODER.impression, DECODER.action):
-        try:
+        with contextlib.suppress(records.Rejected):
             decode(value, raw.NOW)
-        except records.Rejected as error:
-            assert error.reason
