@@ -28,7 +28,7 @@ LABELS = {
 }
 # The embedded broker rewrites one JSON file whole and keeps everything in memory.
 EMBEDDED_CAP_BYTES = 2_000_000_000
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 class BrokerFailed(Refused, RuntimeError):
