@@ -22,6 +22,8 @@ from streams import agents, faust_fetch, faust_stage, prometheus_metrics, warmin
 SETTLE_S, STOP_S = 2.0, 1.5
 STORE_PATIENCE_S = 30.0
 FETCH_BYTES = 4 * 1024 * 1024
+# A full stream buffer makes Faust wait in tasks for every message; it pauses a partition in time if polls are small beside it.
+BUFFERED_MESSAGES, POLLED_MESSAGES = 8192, 500
 log = logging.getLogger("thousandfold.streams")
 
 
@@ -85,6 +87,8 @@ def build(config: Config, names: tuple[agents.Name, ...], instance: str, folder:
         broker_heartbeat_interval=session_s / 3,
         broker_rebalance_timeout=session_s + 2,
         broker_commit_interval=0.5,
+        broker_max_poll_records=POLLED_MESSAGES,
+        stream_buffer_maxsize=BUFFERED_MESSAGES,
         consumer_group_instance_id=instance,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=max(FETCH_BYTES, kafka_settings.largest_message_bytes(config)),
@@ -143,8 +147,8 @@ async def _start(app: faust.App, shell: faust_stage.Shell, stages: list[faust_st
         await shell.guard(_settle(app, stages))
         shell.forget()
 
-    async def assigned(_: Any, partitions: Any, **__: Any) -> None:
-        log.info("assigned: %s", ", ".join(sorted(f"{at.topic}[{at.partition}]" for at in partitions)) or "nothing")
+    async def assigned(*given: Any, **_: Any) -> None:
+        log.info("assigned: %s", ", ".join(sorted(f"{at.topic}[{at.partition}]" for at in given[1])) or "nothing")
 
     app.on_partitions_revoked.connect(revoked)
     app.on_partitions_assigned.connect(assigned)

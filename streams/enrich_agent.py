@@ -75,6 +75,7 @@ class Enrich(faust_stage.Stage):
         while new := {message.partition for message in (*impressions, *self._clicks)} - self._assigned:
             inputs = [(topic, p) for p in sorted(new) for topic in (self._topics.impressions, self._topics.clicks)]
             fences = await self.shell.store.fences(inputs)
+            await self.shell.locate(inputs)
             for i, p in enumerate(sorted(new)):
                 self.core.assign(p, fences[2 * i], fences[2 * i + 1], self.shell.now_ms())
                 self._assigned.add(p)

@@ -16,6 +16,7 @@ from state import dead_letters, stores
 from streams import prometheus_metrics
 
 EXIT_DEFECT, EXIT_REFUSED = 1, 3
+GAP_MS = 30_000
 log = logging.getLogger("thousandfold.streams")
 Delivery = asyncio.Future[Any]
 
@@ -71,34 +72,50 @@ class Shell:
         self._taken.clear()
         self._heard.clear()
 
-    def end(self, topic: str, partition: int) -> tuple[int | None, int]:
-        """(end of the partition at the last fetch, when that was); (None, 0) before the first one or without an assignment."""
-        faust_consumer: Any = self.app.consumer
-        consumer = faust_consumer._thread._consumer  # noqa: SLF001 -- Faust itself does not say when it fetched last
-        at = aiokafka.TopicPartition(topic, partition)
-        if at not in consumer.assignment():
-            return None, 0
-        return consumer.highwater(at), consumer.last_poll_timestamp(at) or 0
+    async def locate(self, inputs: list[tuple[str, int]]) -> None:
+        """Find out where reading starts in partitions that nothing was taken from yet."""
+        consumer: Any = self.app.consumer
+        at = [faust.types.TP(topic, partition) for topic, partition in inputs]
+        earliest = await consumer.earliest_offsets(*at)
+        for tp in at:
+            committed = consumer._committed_offset.get(tp) or 0  # noqa: SLF001 -- as of the assignment: nothing was acknowledged since
+            self._taken.setdefault((tp.topic, tp.partition), max(committed, earliest[tp]))
+            self._heard.setdefault((tp.topic, tp.partition), self.now_ms())
 
     def is_caught_up(self, topic: str, partition: int, now: int) -> bool:
         """Whether all that the partition held at a recent fetch has been taken.
 
-        A position is unknown at start; then a partition that gave nothing for the idle timeout counts as caught up.
+        Offsets at the end of a partition may hold no message (a transaction's mark): one that all was fetched of and that gave
+        nothing for `GAP_MS` counts as caught up.
         """
-        end, fetched = self.end(topic, partition)
-        fresh_ms = min(1000.0, max(100.0, self.config.join.lateness_s * 1000))
-        if end is None or now - fetched > fresh_ms:
+        consumer = self._consumer()
+        at, tp = (topic, partition), aiokafka.TopicPartition(topic, partition)
+        if at not in self._taken or tp not in consumer.assignment():
             return False
-        at = (topic, partition)
-        silent = now - self._heard.setdefault(at, now) >= self.config.join.idle_timeout_s * 1000
-        return silent or self._taken.get(at, 0) >= end
+        state = consumer._subscription.subscription.assignment.state_value(tp)  # noqa: SLF001 -- its public reading waits
+        fresh_ms = min(1000.0, max(100.0, self.config.join.lateness_s * 1000))
+        if state.highwater is None or now - (state.timestamp or 0) > fresh_ms:
+            return False
+        silent = state.has_valid_position and state.position >= state.highwater and now - self._heard[at] >= GAP_MS
+        return self._taken[at] >= state.highwater or silent
 
     def show_lag(self) -> None:
         """Update the gauges of lag, for every partition that something was taken from."""
         for (topic, partition), taken in self._taken.items():
-            end, _ = self.end(topic, partition)
+            end = self._end(topic, partition)
             if end is not None:
                 self.metrics.lag.labels(topic, partition).set(max(0, end - taken))
+
+    def _end(self, topic: str, partition: int) -> int | None:
+        """The end of a partition at the last fetch; None before the first one or without an assignment."""
+        consumer = self._consumer()
+        at = aiokafka.TopicPartition(topic, partition)
+        end: int | None = consumer.highwater(at) if at in consumer.assignment() else None
+        return end
+
+    def _consumer(self) -> Any:
+        consumer: Any = self.app.consumer
+        return consumer._thread._consumer  # noqa: SLF001 -- Faust itself does not say when it fetched last
 
     def run(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Run a task for the life of the process; an exception of it ends the process."""
@@ -143,11 +160,11 @@ class Stage:
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
 
     async def process(self, events: list[Any]) -> None:
-        """Turn events (or none, when `is_due`) into a batch and hand it to `finish`."""
+        """Turn events (sometimes none) into a batch and hand it to `finish`."""
         raise NotImplementedError
 
     def is_due(self) -> bool:
-        """Whether `process` has something to do without new events."""
+        """Whether `process` may have something to do without new events."""
         return False
 
     def forget(self) -> None:
@@ -184,14 +201,13 @@ class Stage:
         """Flush a buffer that has waited long enough."""
         while True:
             await asyncio.sleep(self._within_s / 2)
-            if (self._buffer and time.monotonic() - self._since >= self._within_s) or self.is_due():
+            if time.monotonic() - self._since >= self._within_s if self._buffer else self.is_due():
                 await self._flush()
 
     async def _flush(self) -> None:
         async with self._turn:
-            if self._buffer or self.is_due():
-                events, self._buffer = self._buffer, []
-                await self.process(events)
+            events, self._buffer = self._buffer, []
+            await self.process(events)
 
     async def finish(
         self, deliveries: list[Delivery], messages: list[Any], write: Callable[[], Awaitable[None]] | None = None

@@ -11,7 +11,7 @@ class Metrics:
     """The metrics of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.events = self._counter("events", "Events by stage and kind", "stage", "kind")
         self.dead_letters = self._counter("dead_letters", "Messages put into dead-letters", "stage", "reason")

@@ -116,7 +116,7 @@ class Kafka:
                 for message in consumer.consume(1000, 0.2):
                     assert message.error() is None
                     found.append(message)
-                    if message.offset() + 1 >= ends[message.partition()]:
+                    if (message.offset() or 0) + 1 >= ends[message.partition()]:
                         left.discard(message.partition())
             return sorted(found, key=lambda m: (m.partition(), m.offset()))
         finally:
@@ -126,7 +126,7 @@ class Kafka:
         """Every list of a derived topic, with its rows, in the order of the log."""
         out = []
         for message in self.read(topic):
-            head, c = columns.unpack(message.value())
+            head, c = columns.unpack(message.value() or b"")
             at = support_at = 0
             for i, n in enumerate(c["n_items"].tolist()):
                 one: dict[str, Any] = {name: c[name][i].item() for name in ("request", "user", "scenario", "ts")}
@@ -151,7 +151,6 @@ class Kafka:
                 positive = set(one["item"][one["label"][:, 0] > 0].tolist())
                 assert found.setdefault(one["request"], positive) == positive
         return dict(found)
-
 
     def close(self) -> None:
         self._reader.close()
@@ -223,8 +222,8 @@ class Load:
 
     def produce(self, kafka: Kafka, *, paced: bool = False) -> None:
         """Produce both topics side by side in event time; paced: each event at its time."""
-        for one in sorted([*self.lists, *self.clicks], key=lambda e: e[0]):
-            ts, request, user, shown = one
+        merged: list[tuple[int, str, str, Any]] = sorted([*self.lists, *self.clicks], key=lambda e: e[0])
+        for ts, request, user, shown in merged:
             if paced:
                 time.sleep(max(0.0, ts / 1000 - time.time()))
             if isinstance(shown, list):

@@ -34,7 +34,7 @@ def test_killed_at_any_point_under_load_nothing_is_lost_counted_twice_or_leaked(
     deployed: Callable[..., Any],
     start: Callable[..., Any],
     kafka_of: Callable[..., Any],
-    load: Callable[..., Any],
+    load: Any,
     eventually: Callable[..., None],
 ) -> None:
     made = load(6000, WINDOW_MS, time.time_ns() // 1_000_000 - 60_000, 8)
@@ -58,7 +58,7 @@ def test_two_workers_share_the_partitions_and_hand_them_over_without_loss(
     deployed: Callable[..., Any],
     start: Callable[..., Any],
     kafka_of: Callable[..., Any],
-    load: Callable[..., Any],
+    load: Any,
     eventually: Callable[..., None],
 ) -> None:
     config, path = deployed(join=JOIN, kafka={"partitions": 4}, spec=load.SPEC)
@@ -81,7 +81,7 @@ def test_sigterm_ends_a_worker_within_five_seconds_with_lists_held_open_and_lose
     deployed: Callable[..., Any],
     start: Callable[..., Any],
     kafka_of: Callable[..., Any],
-    load: Callable[..., Any],
+    load: Any,
     eventually: Callable[..., None],
 ) -> None:
     made = load(100, WINDOW_MS, time.time_ns() // 1_000_000 - 1_000, 10)
