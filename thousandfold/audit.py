@@ -126,7 +126,7 @@ class Audit:
             for e in lists:
                 if (e.request, e.task) not in final or final[e.request, e.task].version < e.version:
                     final[e.request, e.task] = e
-        rows_of_trained = {request: 0 for request in wanted}
+        rows_of_trained = dict.fromkeys(wanted, 0)
         for (request, _, version), (rows, _) in trained.items():
             if version == 0 and request in rows_of_trained:
                 rows_of_trained[request] += rows

@@ -153,7 +153,7 @@ class Demo:
         self.first_metric_s: float | None = None
         self.reading: live.Reading | None = None
         self._begun_s, self._killed_at_s = begun_s, -EXCUSED_S
-        self._random = random.Random(options.seed)  # noqa: S311 - which process to kill needs no secrecy
+        self._random = random.Random(options.seed)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.supervisor = supervisor.Supervisor(processes(path, directory), self._log, directory)
         serving = self.config.serving
@@ -319,7 +319,12 @@ class Demo:
             "store": self.store.name,
             "killed": self.killed,
             "restarts": self.supervisor.restarts,
-            "plan": {"records": outcome.plan_records, "superseded": outcome.superseded, "gaps": outcome.gaps, "overlaps": outcome.overlaps},
+            "plan": {
+                "records": outcome.plan_records,
+                "superseded": outcome.superseded,
+                "gaps": outcome.gaps,
+                "overlaps": outcome.overlaps,
+            },
         }
 
 
@@ -343,7 +348,7 @@ app = typer.Typer()
 
 
 @app.command()
-def demo(  # noqa: PLR0913 - one parameter per option of the command
+def demo(
     source: Annotated[produce.Source, typer.Option("--data", help="ml1m (MovieLens-1M) or simulate")] = "ml1m",
     rate: Annotated[float, typer.Option(help="rows (items shown) per second")] = 800.0,
     requests: Annotated[float, typer.Option(help="scoring requests per second")] = 20.0,
@@ -353,13 +358,23 @@ def demo(  # noqa: PLR0913 - one parameter per option of the command
     seed: Annotated[int, typer.Option(help="of the data and of chaos")] = 0,
     bootstrap: Annotated[str | None, typer.Option(help="brokers to use instead of starting one")] = None,
     store_url: Annotated[str | None, typer.Option("--store", help="Redis or Valkey to use instead of starting one")] = None,
-    config: Annotated[pathlib.Path | None, typer.Option(help="base configuration; its addresses and folders are replaced")] = None,
+    config: Annotated[
+        pathlib.Path | None, typer.Option(help="base configuration; its addresses and folders are replaced")
+    ] = None,
     keep: Annotated[pathlib.Path | None, typer.Option(help="folder for logs, data and snapshots, kept afterwards")] = None,
 ) -> None:
     """Run everything on this machine on real input and show live quality per scenario."""
     begun_s = time.monotonic()
     options = Options(
-        source, rate, requests, seconds(duration) if duration else None, chaos, seed, bootstrap, store_url, config or specs.path("ml1m")
+        source,
+        rate,
+        requests,
+        seconds(duration) if duration else None,
+        chaos,
+        seed,
+        bootstrap,
+        store_url,
+        config or specs.path("ml1m"),
     )
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
     with contextlib.ExitStack() as stack:

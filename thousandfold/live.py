@@ -73,7 +73,13 @@ def total(samples: Samples, name: str, **labels: str) -> float:
 
 
 def read(
-    samples: Samples, silent: tuple[str, ...], at_s: float, wall_s: float, objective: str, order: Sequence[str], before: Reading | None
+    samples: Samples,
+    silent: tuple[str, ...],
+    at_s: float,
+    wall_s: float,
+    objective: str,
+    order: Sequence[str],
+    before: Reading | None,
 ) -> Reading:
     """Put one scrape into the shape of the table.
 
@@ -147,15 +153,22 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
             _number(s.auc_river),
             f"{s.drifts:.0f}",
         )
-    lines = [
-        f"lag {reading.lag_messages:,.0f} messages   open lists {reading.open_lists:,.0f}   dead letters {reading.dead_letters:,.0f}   "
-        f"duplicates skipped {reading.duplicates:,.0f}",
-        f"steps {reading.steps:,.0f}   model at step {reading.model_step:,.0f}, {_number(reading.model_age_s, 1)} s old   "
-        f"requests {reading.requests:,.0f}   errors {reading.errors:,.0f}   plain {reading.plain:,.0f}   swaps {reading.swaps:,.0f}",
-    ]
+    counts = {
+        "lag in messages": reading.lag_messages,
+        "open lists": reading.open_lists,
+        "dead letters": reading.dead_letters,
+        "duplicates skipped": reading.duplicates,
+    }
+    service = {"requests": reading.requests, "errors": reading.errors, "plain": reading.plain, "swaps": reading.swaps}
+    model = f"steps {reading.steps:,.0f}   model at step {reading.model_step:,.0f}, {_number(reading.model_age_s, 1)} s old   "
+    lines = [_counts(counts), model + _counts(service)]
     if reading.unreachable:
         lines.append(f"not answering: {', '.join(reading.unreachable)}")
     return Group(table, *(Text(line) for line in (*lines, *notes)))
+
+
+def _counts(values: dict[str, float]) -> str:
+    return "   ".join(f"{name} {value:,.0f}" for name, value in values.items())
 
 
 def _number(value: float, digits: int = 4, sign: str = "") -> str:

@@ -1,6 +1,6 @@
 """Back-fill: re-read a range of the raw topics by time, through the same pure stages, into a learner of its own."""
 
-import datetime
+import datetime as dt
 import pathlib
 import time
 from collections import deque
@@ -103,7 +103,9 @@ class RawRange:
                 quiet_s = time.monotonic()
             elif time.monotonic() - quiet_s > TIMEOUT_S:
                 empty = [f"{t}[{p}]" for (t, p), queue in self._queues.items() if not queue]
-                raise Refused(f"nothing came from {', '.join(empty)} for {TIMEOUT_S:g} s; is the broker healthy? try: thousandfold doctor")
+                raise Refused(
+                    f"nothing came from {', '.join(empty)} for {TIMEOUT_S:g} s; is the broker healthy? try: thousandfold doctor"
+                )
 
     def _balance(self) -> None:
         ahead = {key for key, queue in self._queues.items() if len(queue) > AHEAD}
@@ -183,7 +185,9 @@ def replay(
     config: Annotated[pathlib.Path, typer.Option(help="the configuration of the deployment")],
     begin: Annotated[str, typer.Option("--from", help="ISO time, or milliseconds since 1970")] = "0",
     end: Annotated[str, typer.Option("--to", help="ISO time, or milliseconds since 1970; default: now")] = "",
-    into: Annotated[pathlib.Path | None, typer.Option(help="leave the learner's snapshot here; goes on from one that is there")] = None,
+    into: Annotated[
+        pathlib.Path | None, typer.Option(help="leave the learner's snapshot here; goes on from one that is there")
+    ] = None,
 ) -> None:
     """Re-read raw topics by time into a fresh learner, and print its prequential figures.
 
@@ -194,12 +198,20 @@ def replay(
     raw = RawRange(settings, _moment(begin), _moment(end) if end else int(time.time() * 1000))
     source = Episodes(settings, raw)
     writer = disk_snapshots.Writer(into, settings.snapshot.keep) if into else Nowhere()
-    loop = Loop(settings, source, NoLog(), publishing.Publisher(writer, lambda _: None, settings.snapshot), origin=Origin("replay"))
+    loop = Loop(
+        settings, source, NoLog(), publishing.Publisher(writer, lambda _: None, settings.snapshot), origin=Origin("replay")
+    )
     if into and into.is_dir() and (newest := disk_snapshots.newest_intact(into)):
         parts = (disk_snapshots.read(into, newest, part) for part in (snapshots.SERVING, snapshots.TRAINING))
         loop.load(newest, {name: array for part in parts for name, array in part.items()})
         console.print(f"going on from {into}/{newest.version}, step {newest.step:,}; lists that it was trained on are skipped")
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     begun_s = time.monotonic()
     try:
         with Progress(*columns, console=console) as progress:
@@ -224,9 +236,8 @@ def table(qualities: Sequence[Quality]) -> Table:
     out = Table("scenario", "objective", "variant", "rows", "AUC", "GAUC", "logloss", "calibration")
     for q in qualities:
         if q.rows:
-            out.add_row(
-                q.scenario, q.objective, q.variant, f"{q.rows:,.0f}", f"{q.auc:.4f}", f"{q.gauc:.4f}", f"{q.logloss:.4f}", f"{q.calibration:.3f}"
-            )
+            figures = (f"{value:.4f}" for value in (q.auc, q.gauc, q.logloss, q.calibration))
+            out.add_row(q.scenario, q.objective, q.variant, f"{q.rows:,.0f}", *figures)
     return out
 
 
@@ -234,11 +245,11 @@ def _moment(text: str) -> int:
     if text.isdigit():
         return int(text)
     try:
-        found = datetime.datetime.fromisoformat(text)
+        found = dt.datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no time; write 2026-11-22T10:00:00+00:00 or milliseconds since 1970") from None
-    return round((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
+    return round((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 def _text(ms: int) -> str:
-    return datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC).isoformat(timespec="seconds")
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(timespec="seconds")

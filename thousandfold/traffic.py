@@ -88,7 +88,7 @@ class Client(threading.Thread):
                 self.last_error = repr(error)
             return
         if reply.status_code != httpx.codes.OK:
-            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or self.first_scored_ms and not self._excused():
+            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or (self.first_scored_ms and not self._excused()):
                 self._errors += 1
                 self.last_error = reply.text[:200]
             return

@@ -46,7 +46,8 @@ class Log:
     def plan(self, sequence: int, start: int, end: int, *skipped: tuple[int, int]) -> None:
         topic = self.settings.topics.episodes
         record = plan.Record(
-            sequence=sequence, incarnation=0, first_step=sequence, last_step=sequence, wall_ms=0, rows=0, seed=0, threads=1, code="", spec="",
+            sequence=sequence, incarnation=0, first_step=sequence, last_step=sequence, wall_ms=0, rows=0,
+            seed=0, threads=1, code="", spec="",
             ranges=((topic, 0, start, end),), skipped=tuple((topic, 0, o, i, plan.DUPLICATE) for o, i in skipped),
         )  # fmt: skip
         self.put(self.settings.topics.plan, plan.encode(record))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from thousandfold import brokers, demo
 
@@ -24,7 +25,20 @@ def test_a_short_demo_learns_serves_and_loses_nothing(name: str, tmp_path: pathl
     if name != brokers.KAFKA:
         monkeypatch.delenv("KAFKA_HOME", raising=False)
     report = tmp_path / "report.json"
-    argv = [sys.executable, "-m", "thousandfold", "demo", "--data", "simulate", "--for", "20s", "--rate", "300", "--report", str(report)]
+    argv = [
+        sys.executable,
+        "-m",
+        "thousandfold",
+        "demo",
+        "--data",
+        "simulate",
+        "--for",
+        "20s",
+        "--rate",
+        "300",
+        "--report",
+        str(report),
+    ]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=400, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(report.read_text())
@@ -50,5 +64,5 @@ def test_a_duration_has_a_unit_or_is_in_seconds(text: str, seconds: float) -> No
 
 @pytest.mark.parametrize("text", ["", "soon", "-5s", "5d"])
 def test_a_duration_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(demo.typer.BadParameter, match="no duration"):
+    with pytest.raises(typer.BadParameter, match="no duration"):
         demo.seconds(text)

@@ -1,6 +1,5 @@
 """The in-process pipeline: raw messages to episodes, the same whatever the batches."""
 
-
 import msgspec
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ def settings() -> config.Config:
     return config.load(specs.path("ml1m"))
 
 
-def episodes(settings: config.Config, raw: list[pipeline.Raw], batch: int) -> dict[int, tuple[bytes, ...]]:
+def episodes(settings: config.Config, raw: list[pipeline.Raw], batch: int) -> dict[int, tuple[bytes, bytes]]:
     """(label, x) of every list by request."""
     flow = pipeline.Pipeline(settings)
     packed = [value for i in range(0, len(raw), batch) for value in flow.feed(raw[i : i + batch])] + flow.end()
@@ -39,7 +38,13 @@ def test_every_list_becomes_one_episode_whatever_the_batches(settings: config.Co
 def test_a_click_within_the_window_is_a_label_and_one_after_it_is_late(settings: config.Config) -> None:
     def shown(request: str, ts_ms: int) -> bytes:
         return msgspec.json.encode(
-            {"request_id": request, "ts_ms": ts_ms, "user_id": "u", "scenario": "young", "items": [{"item_id": "i", "position": 0}]}
+            {
+                "request_id": request,
+                "ts_ms": ts_ms,
+                "user_id": "u",
+                "scenario": "young",
+                "items": [{"item_id": "i", "position": 0}],
+            }
         )
 
     def click(request: str, ts_ms: int) -> bytes:

@@ -24,7 +24,9 @@ def produce(settings: config.Config, lists: int) -> None:
         partition = ids.of(user) % settings.kafka.partitions
         shown = {"request_id": f"r{i}", "ts_ms": ts_ms, "user_id": user, "scenario": "home"}
         items = [{"item_id": f"i{(i + k) % 7}", "position": k} for k in range(3)]
-        producer.produce(settings.topics.impressions, msgspec.json.encode({**shown, "items": items}), partition=partition, timestamp=ts_ms)
+        producer.produce(
+            settings.topics.impressions, msgspec.json.encode({**shown, "items": items}), partition=partition, timestamp=ts_ms
+        )
         click = {"request_id": f"r{i}", "item_id": items[0]["item_id"], "user_id": user, "ts_ms": ts_ms + 500}
         producer.produce(settings.topics.clicks, msgspec.json.encode(click), partition=partition, timestamp=ts_ms + 500)
     producer.flush()
@@ -63,7 +65,9 @@ def test_a_second_replay_into_the_same_folder_trains_only_what_is_new(made: Any,
 
 def test_an_empty_range_is_an_error_that_names_the_range(made: Any) -> None:
     produce(made.config, 3)
-    result = RUNNER.invoke(replay.app, ["--config", str(made.path), "--from", "2001-01-01T00:00:00", "--to", "2001-01-02T00:00:00"])
+    result = RUNNER.invoke(
+        replay.app, ["--config", str(made.path), "--from", "2001-01-01T00:00:00", "--to", "2001-01-02T00:00:00"]
+    )
     assert isinstance(result.exception, replay.NothingToReplay)
     assert "2001-01-01" in str(result.exception)
 

@@ -12,7 +12,10 @@ BENCHES = {
     "streams": "impressions per second of enrich, join and group on a real broker and store",
     "learner": "rows per second of the continuous learner from its topic",
     "serving": "latency of scoring with adaptation while snapshots are swapped in",
+    "system": "time to the first metric, freshness and memory of the whole system",
+    "all": "every benchmark, in one report",
 }
+MODULES = {"all": "every"}
 
 
 def module(name: str) -> ModuleType:
@@ -23,7 +26,7 @@ def module(name: str) -> ModuleType:
     """
     if name not in BENCHES:
         raise KeyError(f'no benchmark "{name}"; there are {", ".join(BENCHES)}')
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{MODULES.get(name, name)}")
 
 
 class _Lazy(TyperGroup):

@@ -74,7 +74,7 @@ def send(config: Config, packed: list[bytes]) -> None:
     producer.flush()
 
 
-def records(config: Config, rows: int, look: Callable[[], None]) -> list[plan.Record]:
+def records(config: Config, rows: int, look: Callable[[], object]) -> list[plan.Record]:
     """The learner's plan records, up to those that hold `rows`."""
     reading = kafka_settings.client(
         config, **{"group.id": "bench", "enable.auto.commit": False, "isolation.level": "read_committed"}
@@ -146,16 +146,14 @@ def run(
             kafka_topics.create(config, keep_for_ever=broker.keep_for_ever)
             packed, rows = episodes(config, lists, source, seed)
             send(config, packed)
-            say(
-                f"{broker.label}; {len(packed):,} messages with {rows:,} rows ({sum(map(len, packed)) / 1e6:.0f} MB) in {config.topics.episodes}"
-            )
+            say(f"{broker.label}; {len(packed):,} messages with {rows:,} rows ({sum(map(len, packed)) / 1e6:.0f} MB)")
             ready = directory / "learner.ready"
             argv = [sys.executable, "-m", "learner", "--config", str(path), "--ready-file", str(ready)]
             with supervisor.Supervisor(
                 [supervisor.Process("learner", argv, ready=ready)], lambda _n, _l: None, directory
             ) as running:
                 running.start()
-                found = records(config, rows, lambda: running.poll() and None)
+                found = records(config, rows, running.poll)
                 peak_mb = running.peak_rss_mb.get("learner", 0.0)
         held = held_ms_per_100_mb(directory)
     per_s = rate(found, rows)
@@ -178,6 +176,8 @@ def learner(
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the rows to this JSON file")] = None,
 ) -> None:
     """Rows per second of the continuous learner from its topic."""
-    rows = run(lists, data, seed, Console(stderr=True).print)
+    console = Console()
+    rows = run(lists, data, seed, console.print)
+    console.print(report.table(rows, "learner"))
     if report_file:
         report.write(report_file, rows)

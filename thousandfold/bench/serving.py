@@ -1,7 +1,7 @@
 """Latency of scoring 200 candidates with adaptation, at an even rate of requests, while snapshots are swapped in.
 
-A model is trained on the first MovieLens lists, its users' support sets go into a real store, and serving runs as a deployment runs
-it. Requests come at fixed times whether or not earlier ones were answered (open loop); users with a support set and users without
+A model is trained on the first MovieLens lists, its users' support sets go into a real store, and serving runs as a deployment
+runs it. Requests come at fixed times whether or not earlier ones were answered (open loop); users with a support set and users without
 take turns, so that the cost of adaptation is a ratio within one run.
 """
 
@@ -142,7 +142,9 @@ def load(config: Config, users: Users, items: list[bytes], requests: int) -> tup
     return out[True], out[False], len(errors)
 
 
-def run(requests: int = 1500, source: produce.Source = "ml1m", seed: int = 0, say: Callable[[str], None] = print) -> list[report.Row]:
+def run(
+    requests: int = 1500, source: produce.Source = "ml1m", seed: int = 0, say: Callable[[str], None] = print
+) -> list[report.Row]:
     """Measure; returns the rows of the report."""
     with tempfile.TemporaryDirectory(prefix="thousandfold-bench-") as folder:
         directory = pathlib.Path(folder)
@@ -152,7 +154,9 @@ def run(requests: int = 1500, source: produce.Source = "ml1m", seed: int = 0, sa
             publish(config, parts, 1)
             ready = directory / "serving.ready"
             argv = [sys.executable, "-m", "serving", "--config", str(path), "--ready-file", str(ready)]
-            with supervisor.Supervisor([supervisor.Process("serving", argv, ready=ready)], lambda _n, _l: None, directory) as running:
+            with supervisor.Supervisor(
+                [supervisor.Process("serving", argv, ready=ready)], lambda _n, _l: None, directory
+            ) as running:
                 running.start()
                 _wait_for_model(config)
                 done, swaps = threading.Event(), [1]
@@ -172,7 +176,8 @@ def run(requests: int = 1500, source: produce.Source = "ml1m", seed: int = 0, sa
     p50, p99 = (float(np.percentile(adapted, q)) for q in (50, 99))
     plain_p50 = float(np.percentile(plain, 50))
     say(
-        f"adapted p50 {p50:.2f} ms, p99 {p99:.2f} ms; plain p50 {plain_p50:.2f} ms; {len(adapted) + len(plain):,} answers, {errors} errors, "
+        f"adapted p50 {p50:.2f} ms, p99 {p99:.2f} ms; plain p50 {plain_p50:.2f} ms; "
+        f"{len(adapted) + len(plain):,} answers, {errors} errors, "
         f"{swaps[0]} snapshots, {peak_mb:.0f} MB"
     )
     return [
@@ -207,6 +212,8 @@ def serving(
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the rows to this JSON file")] = None,
 ) -> None:
     """Latency of scoring 200 candidates with adaptation while snapshots are swapped in."""
-    rows = run(requests, data, seed, Console(stderr=True).print)
+    console = Console()
+    rows = run(requests, data, seed, console.print)
+    console.print(report.table(rows, "serving"))
     if report_file:
         report.write(report_file, rows)

@@ -261,7 +261,8 @@ def streams(
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the rows to this JSON file")] = None,
 ) -> None:
     """Impressions per second of enrich, join and group, alone and in one worker."""
-    console = Console(stderr=True)
+    console = Console()
     rows = run(lists, seed, console.print)
+    console.print(report.table(rows, "streams"))
     if report_file:
         report.write(report_file, rows)
