@@ -19,12 +19,14 @@ def test_produced_events_become_episodes_with_labels_features_and_support(
     kafka.click("r1", "ann", now + 50, "a")
     kafka.impression("r2", "ann", now + 100, ["a", "c"])
     kafka.impression("r3", "bob", now + 100, ["a"], scenario="search")
+    kafka.impression("r4", "ann", now + 1_700, ["b"])
     kafka.flush()
     worker.until_ready()
-    eventually(lambda: len(kafka.lists(config.topics.episodes)) >= 3)
+    eventually(lambda: len(kafka.lists(config.topics.episodes)) >= 4)
     assert worker.stop() == 0, worker.text
     lists = {one["request"]: one for one in kafka.lists(config.topics.episodes)}
-    assert kafka.labels(config.topics.episodes) == {ids.of("r1"): {ids.of("a")}, ids.of("r2"): set(), ids.of("r3"): set()}
+    clicked = {"r1": {ids.of("a")}, "r2": set(), "r3": set(), "r4": set()}
+    assert kafka.labels(config.topics.episodes) == {ids.of(request): items for request, items in clicked.items()}
     names = spec.number_names(config.features)
     count = names.index("user_count")
     assert lists[ids.of("r1")]["x"][:, count].tolist() == [0.0, 0.0]
@@ -32,11 +34,12 @@ def test_produced_events_become_episodes_with_labels_features_and_support(
     rate = names.index("item_rate")
     shown = dict(zip(lists[ids.of("r2")]["item"].tolist(), lists[ids.of("r2")]["x"][:, rate].tolist(), strict=True))
     assert shown[ids.of("a")] > shown[ids.of("c")], "the click on a was counted before r2 was stamped"
-    second = lists[ids.of("r2")]
-    assert second["s_ts"].tolist() == [now, now]
-    assert sorted(second["s_label"][:, 0].tolist()) == [0.0, 1.0]
-    assert second["task"] == ids.of("ann")
-    assert second["partition"] == kafka.partition("ann")
+    last = lists[ids.of("r4")]
+    assert sorted(last["s_ts"].tolist()) == [now, now, now + 100, now + 100]
+    assert sorted(last["s_label"][:, 0].tolist()) == [0.0, 0.0, 0.0, 1.0]
+    assert last["task"] == ids.of("ann")
+    assert last["partition"] == kafka.partition("ann")
+    assert lists[ids.of("r2")]["s_ts"].tolist() == [], "the labels of r1 were not known yet"
     assert lists[ids.of("r3")]["head"]["scenarios"][str(ids.of("search"))] == "search"
 
 
