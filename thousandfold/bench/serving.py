@@ -1,8 +1,8 @@
 """Latency of scoring 200 candidates with adaptation, at an even rate of requests, while snapshots are swapped in.
 
-A model is trained on the first MovieLens lists, its users' support sets go into a real store, and serving runs as a deployment
-runs it. Requests come at fixed times whether or not earlier ones were answered (open loop); users with a support set and users without
-take turns, so that the cost of adaptation is a ratio within one run.
+A model is trained on the first MovieLens lists, the users' support sets go into a real store, and serving runs as a deployment
+runs it. Requests come at fixed times whether or not earlier ones were answered (open loop); users with a support set and users
+without take turns, so that the cost of adaptation is a ratio within one run.
 """
 
 import http.client
