@@ -48,7 +48,7 @@ def test_the_pages_name_commands() -> None:
 
 @pytest.mark.parametrize("command", sorted({c for _, c in COMMANDS}))
 def test_a_documented_command_exists_with_its_options(command: str) -> None:
-    words = [w for w in shlex.split(command.replace("[", " ").replace("]", " ").replace("...", " ").replace(",", " "))][1:]
+    words = shlex.split(re.sub(r"\[|\]|\.\.\.|,", " ", command))[1:]
     path, options = [], [w.partition("=")[0] for w in words if w.startswith("--")]
     for word in words:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*(\|[a-z0-9]+)*", word):
