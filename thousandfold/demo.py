@@ -200,6 +200,10 @@ class Demo:
                 if now_s - looked_s >= REFRESH_S:
                     looked_s = now_s
                     self._look()
+                    if self.broker.full():
+                        gigabytes = brokers.EMBEDDED_CAP_BYTES / 1e9
+                        console.print(f"the embedded broker is full at {gigabytes:g} GB; set KAFKA_HOME for longer runs")
+                        end_s = now_s
                     if self.reading:
                         screen.update(live.render(self.reading, self._title(end_s - now_s), self.notes[-4:]), refresh=True)
                 if self.options.chaos and now_s - chaos_s >= CHAOS_EVERY_S and end_s - now_s > CHAOS_QUIET_S:
