@@ -86,7 +86,12 @@ class Broker:
         """Size of its data on disk; 0 when it is not ours."""
         if self.directory is None:
             return 0
-        return sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+        total = 0
+        for file in self.directory.rglob("*"):
+            # The broker replaces and removes files meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def full(self) -> bool:
         """Whether the embedded broker holds as much as it may; whoever produces must then stop."""
