@@ -226,7 +226,8 @@ def replay(
     c = source.counts
     console.print(
         f"{source.read:,} messages, {c.lists:,} lists, {c.rows:,} rows, {c.positive:,} positive, "
-        f"{c.late:,} late and {c.orphans:,} orphaned actions, {c.rejected:,} rejected, {loop.step:,} steps in {time.monotonic() - begun_s:.1f} s"
+        f"{c.late:,} late and {c.orphans:,} orphaned actions, {c.rejected:,} rejected, "
+        f"{loop.step:,} steps in {time.monotonic() - begun_s:.1f} s"
     )
     Console().print(table(loop.figures.report()))
 
