@@ -45,7 +45,7 @@ class Enrich(faust_stage.Stage):
         await self._assign(impressions)
         now = self.shell.now_ms()
         rejected = self._hand_over(impressions, now)
-        busy = self.core.begin(now, {p: self._caught_up(p, now) for p in self._assigned})
+        busy = self.core.begin(now, self._caught_up(now))
         deliveries = [await self.reject(why.reason, why.detail, message) for message, why in rejected]
         if busy:
             await self._read()
@@ -94,13 +94,14 @@ class Enrich(faust_stage.Stage):
                     rejected.append((message, why))
         return rejected
 
-    def _caught_up(self, partition: int, now: int) -> enrich.CaughtUp:
-        """An impression in the buffer was taken from the topic, but not by the core yet."""
-        buffered = any(event.message.partition == partition for event in self._buffer)
-        return enrich.CaughtUp(
-            not buffered and self.shell.is_caught_up(self._topics.impressions, partition, now),
-            self.shell.is_caught_up(self._topics.clicks, partition, now),
-        )
+    def _caught_up(self, now: int) -> dict[int, enrich.CaughtUp]:
+        """How far the inputs of every partition are taken; what is still in the buffer has not reached the core."""
+        buffered = {event.message.partition for event in self._buffer}
+        impressions, clicks, is_caught_up = self._topics.impressions, self._topics.clicks, self.shell.is_caught_up
+        return {
+            p: enrich.CaughtUp(p not in buffered and is_caught_up(impressions, p, now), is_caught_up(clicks, p, now))
+            for p in self._assigned
+        }
 
     async def _read(self) -> None:
         """Read what the batch needs and this worker does not hold."""
