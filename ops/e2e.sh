@@ -130,6 +130,17 @@ produce() {
     --delay-median 0.3 --delay-p90 1 >"$logs/produce.log" 2>&1
 }
 
+take_down() {
+  "$engine" rm -f "$project-produce" || true
+  if [ "$engine" = podman ]; then
+    # podman-compose does not remember how many there are of a scaled service, and would leave the others.
+    local left
+    left=$(containers -q)
+    [ -z "$left" ] || podman rm -f --depend -t 15 $left
+  fi
+  "${compose[@]}" down -v
+}
+
 clean_up() {
   local code=$? name
   trap - EXIT
@@ -140,8 +151,7 @@ clean_up() {
     done
   fi
   if [ -n "${engine:-}" ]; then
-    "$engine" rm -f "$project-produce" >/dev/null 2>&1 || true
-    "${compose[@]}" down -v >"$logs/down.log" 2>&1 || { cat "$logs/down.log" >&2; code=1; }
+    take_down >"$logs/down.log" 2>&1 || { cat "$logs/down.log" >&2; code=1; }
     [ -z "$(containers -q)" ] || { say "containers were left behind" >&2; code=1; }
     $keep_image || "$engine" rmi -f "$THOUSANDFOLD_IMAGE" >/dev/null 2>&1 || true
     say "taken down"
@@ -163,7 +173,7 @@ say "rules: promtool"
 check_rules
 choose_services
 say "starting ${services[*]}, $workers streams workers"
-"${compose[@]}" down -v >/dev/null 2>&1 || true
+take_down >/dev/null 2>&1 || true
 "${compose[@]}" up -d --scale "streams=$workers" "${services[@]}" >"$logs/up.log" 2>&1 || { cat "$logs/up.log" >&2; fail "compose up"; }
 wait_until_healthy
 say "healthy: $(containers --format '{{.Names}}' | sort | tr '\n' ' ')"
