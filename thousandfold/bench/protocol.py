@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
     Lists (L,): `request`, `user`, `scenario`, `task` u8, `ts` i8, `start` (L + 1,), and `known`: how many lists, from the
     first, have labels that are known when this list is shown. Rows: `item`, `group` (R,), `ids` (R, F), `x` (R, D),
-    `label` (R, O). `scenarios` names by hash.
+    `label` (R, O). `scenarios` names by hash; `lag` as it was asked for.
     """
 
     request: U64
@@ -53,6 +53,7 @@ class Inputs(NamedTuple):
     x: F32
     label: F32
     scenarios: dict[int, str]
+    lag: Lag
 
     @property
     def rows(self) -> int:
@@ -65,15 +66,19 @@ class Inputs(NamedTuple):
         r = int(self.start[n])
         return Inputs(
             self.request[:n], self.user[:n], self.scenario[:n], self.task[:n], self.ts[:n], self.start[: n + 1], self.known[:n],
-            self.item[:r], self.group[:r], self.ids[:r], self.x[:r], self.label[:r], self.scenarios,
+            self.item[:r], self.group[:r], self.ids[:r], self.x[:r], self.label[:r], self.scenarios, self.lag,
         )  # fmt: skip
 
 
 class Scores(NamedTuple):
-    """Probabilities (R, O) of the model as served, with adaptation, and without."""
+    """Probabilities (R, O) of the model as served, with adaptation, and without, by whole blocks; and `live`, adapted, of the
+    training forward itself, which knows all minibatches before its own: how the running learner measures itself. With a lag,
+    `live` is NaN, since rows are trained on later than they are shown.
+    """
 
     adapted: F32
     unadapted: F32
+    live: F32
 
 
 def known_lists(ts: I64, start: I64, lag: Lag) -> I64:
@@ -81,6 +86,14 @@ def known_lists(ts: I64, start: I64, lag: Lag) -> I64:
     seconds = np.searchsorted(ts, ts - round(lag.seconds * 1000), side="left")
     rows = np.searchsorted(start[1:], start[:-1] - lag.rows, side="right")
     return np.minimum(seconds, rows).astype(np.int64)
+
+
+def blocked(inputs: Inputs, block_rows: int) -> Inputs:
+    """The same inputs for a model that is trained between blocks only: in a block nothing more becomes known."""
+    known = inputs.known.copy()
+    for first, last in episodes.cut(np.diff(inputs.start), block_rows):
+        known[first:last] = known[first]
+    return inputs._replace(known=known)
 
 
 def order_of(log: logs.Log, config: configuration.Config, lag: Lag) -> I64:
@@ -140,7 +153,7 @@ def _with_tasks(config: configuration.Config, log: logs.Log, x: F32, lag: Lag) -
         group = ids.mix(group, own[part] if part in own else c["ids"][:, places[part]])
     return Inputs(
         c["request"], c["user"], c["scenario"], c["task"], c["ts"], start, known_lists(c["ts"], start, lag),
-        c["item"], group, c["ids"], c["x"], c["label"], lists.names,
+        c["item"], group, c["ids"], c["x"], c["label"], lists.names, lag,
     )  # fmt: skip
 
 
@@ -243,7 +256,7 @@ def run(config: configuration.Config, inputs: Inputs, tell: Tell | None = None) 
         FloatingPointError: a step was skipped because its loss or gradient was not finite; lower the learning rates.
     """
     trainer, known = step.Trainer(config), Supports(config, inputs)
-    out = Scores(np.empty_like(inputs.label), np.empty_like(inputs.label))
+    out = Scores(*(np.full_like(inputs.label, np.nan) for _ in Scores._fields))
     waiting: list[_Block] = []
     for first, last in episodes.cut(np.diff(inputs.start), config.quality.block_rows):
         block = _block(inputs, known, first, last)
@@ -251,17 +264,18 @@ def run(config: configuration.Config, inputs: Inputs, tell: Tell | None = None) 
         low, high = int(inputs.start[first]), int(inputs.start[last])
         out.adapted[low:high], out.unadapted[low:high] = scored.adapted, scored.unadapted
         waiting.append(block)
-        ready = int(inputs.known[last]) if last < len(inputs.ts) else 0
-        waiting = _train(trainer, config, inputs, waiting, ready)
+        # The end of the log tells the labels of the last block, unless they are late.
+        ready = int(inputs.known[last]) if last < len(inputs.ts) else 0 if any(inputs.lag) else last
+        waiting = _train(trainer, config, inputs, waiting, ready, out.live)
         if tell is not None:
             tell(high, inputs.rows)
     return out
 
 
 def _train(
-    trainer: step.Trainer, config: configuration.Config, inputs: Inputs, waiting: list[_Block], ready: int
+    trainer: step.Trainer, config: configuration.Config, inputs: Inputs, waiting: list[_Block], ready: int, live: F32
 ) -> list[_Block]:
-    """Train on the lists before `ready` and return what still waits for labels."""
+    """Train on the lists before `ready`, note what was predicted meanwhile, and return what still waits for labels."""
     left: list[_Block] = []
     for block in waiting:
         end = min(block.last, ready)
@@ -270,6 +284,8 @@ def _train(
             for a, z in episodes.cut(n_items, config.learner.rows_per_step):
                 a, z = block.first + a, block.first + z  # noqa: PLW2901
                 done = trainer.step(_part(block, inputs, a, z), int(inputs.ts[z - 1]))
+                if not any(inputs.lag):
+                    live[int(inputs.start[a]) : int(inputs.start[z])] = done.adapted
                 if done.skipped:
                     raise FloatingPointError(f"lists {a} to {z}: {done.skipped}; lower the rates in [optimizer]")
         if end < block.last:

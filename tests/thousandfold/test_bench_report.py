@@ -1,0 +1,56 @@
+import json
+import math
+import pathlib
+
+import pytest
+
+from thousandfold import bench
+from thousandfold.bench import report
+
+
+def test_several_runs_give_their_mean_and_standard_error() -> None:
+    row = report.row("auc/x", [0.7, 0.8, 0.9], "AUC", command="c")
+    assert row.value == pytest.approx(0.8)
+    assert row.stderr == pytest.approx(0.1 / math.sqrt(3))
+    assert row.passed is None
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "target", "peer", "passed"),
+    [
+        (0.8, "higher", 0.79, None, True),
+        (0.78, "higher", 0.79, None, False),
+        (0.79, "higher", 0.79, None, True),
+        (12.0, "lower", 15.0, None, True),
+        (0.8, "higher", 0.79, ("other", 0.81), False),
+        (0.8, "higher", None, ("other", 0.8), False),
+        (float("nan"), "higher", 0.1, None, False),
+    ],
+)
+def test_a_figure_passes_at_its_target_and_above_its_peer(
+    value: float, better: report.Better, target: float | None, peer: tuple[str, float] | None, passed: bool
+) -> None:
+    assert report.row("x", value, "u", better=better, target=target, peer=peer, command="c").passed is passed
+
+
+def test_a_report_has_the_documented_form_and_reads_back(tmp_path: pathlib.Path) -> None:
+    written = report.write(
+        tmp_path / "r.json", [report.row("x", float("nan"), "u", command="c"), report.row("y", 2.0, "u", command="c")]
+    )
+    raw = json.loads((tmp_path / "r.json").read_text())
+    assert set(raw) == {"machine", "rows"}
+    assert set(raw["rows"][0]) == {"id", "value", "unit", "target", "better", "passed", "peer", "stderr", "command"}
+    assert raw["rows"][0]["value"] is None
+    assert report.read(tmp_path / "r.json") == written
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_another_file_is_no_report(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="no benchmark report"):
+        report.read(tmp_path / "x.json")
+
+
+def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:
+    with pytest.raises(KeyError, match="quality, streams, learner, serving"):
+        bench.module("speed")
