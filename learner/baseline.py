@@ -1,14 +1,16 @@
 """The live baseline: river's logistic regression on the same stream, as a river user would write it.
 
-Per row, in order: the numbers go through river's StandardScaler, each id becomes a one-hot feature (hashed into 2**18 weights, so
-that new ids do not grow memory without bound), then `predict_proba_one` and `learn_one`, one model per objective. A row takes
-about 70 us, more than our own step: `share` bounds it to a part of the users.
+Per row: the numbers go through river's StandardScaler, each id becomes a one-hot feature (hashed into 2**18 weights, so that new
+ids do not grow memory without bound), then `predict_proba_one` and `learn_one`, one model per objective. All rows of a minibatch
+are predicted before the first of them is learned, as the model does it: a row that saw the label of its neighbour in the same
+shown list would know what no request can know. A row takes about 70 us, more than our own step: `share` bounds it to a part of
+the users.
 """
 
 import collections
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -48,8 +50,11 @@ class Baseline:
         out: npt.NDArray[np.bool_] = ids.mix(users, _SHARE_SALT) < self._limit
         return out
 
-    def update(self, users: U64, row_ids: U64, x: F32, label: F32, weight: F32) -> F32:
-        """Predict, then learn, row after row: users (R,), ids (R, F), numbers (R, D; NaN is absent), label and weight (R, O).
+    def update(self, users: U64, row_ids: U64, x: F32, label: F32, weight: F32, stops: Sequence[int] | None = None) -> F32:
+        """Predict, then learn: users (R,), ids (R, F), numbers (R, D; NaN is absent), label and weight (R, O).
+
+        `stops` are the ends of the minibatches, ascending: rows before a stop are all predicted, then learned in their order.
+        One row is a minibatch of its own where they are left out.
 
         Returns the predictions (R, O), NaN for rows of users outside the share.
         """
@@ -59,17 +64,28 @@ class Baseline:
         absent = row_ids[rows] == np.uint64(ids.PAD)
         present = None if not absent.any() else ~absent
         numbers, labels, weights = x[rows].tolist(), label[rows].tolist(), weight[rows].tolist()
+        batch = np.searchsorted(np.asarray(stops), rows, "right").tolist() if stops is not None else list(range(len(rows)))
+        held: list[tuple[int, dict[Any, float]]] = []
         for i, (row, keys) in enumerate(zip(rows.tolist(), hashed.tolist(), strict=True)):
+            if held and batch[held[-1][0]] != batch[i]:
+                self._learn(held, labels, weights)
+                held = []
             seen = {name: value for name, value in zip(self._numbers, numbers[i], strict=True) if not math.isnan(value)}
             self._scaler.learn_one(seen)
             features = self._scaler.transform_one(seen)
             used = keys if present is None else [k for k, wanted in zip(keys, present[i].tolist(), strict=True) if wanted]
             features |= dict.fromkeys(used, 1.0)
+            held.append((i, features))
             for o, model in enumerate(self._models):
                 scores[row, o] = model.predict_proba_one(features)[True]
+        self._learn(held, labels, weights)
+        return scores
+
+    def _learn(self, held: list[tuple[int, dict[Any, float]]], labels: list[list[float]], weights: list[list[float]]) -> None:
+        for i, features in held:
+            for o, model in enumerate(self._models):
                 if weights[i][o] > 0:
                     model.learn_one(features, labels[i][o] > 0.5, w=weights[i][o])
-        return scores
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state: weights by key (numbers by their place in the spec, ids by hash), intercepts and the scaler's moments."""

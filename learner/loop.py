@@ -192,7 +192,7 @@ class Loop:
         for minibatch in steps:
             self._train(minibatch, scores, kept, usable)
         self._spent("step")
-        self._measure(kept, scores)
+        self._measure(kept, scores, [minibatch.stop for minibatch in steps])
 
     def _decode(self, messages: list[Message]) -> tuple[episodes.Lists, list[Message], list[DeadLetter], list[plan.Skip]]:
         decoded, usable, letters, skipped = [], [], [], []
@@ -253,11 +253,11 @@ class Loop:
         else:
             self.trained_rows += minibatch.stop - minibatch.start
 
-    def _measure(self, lists: episodes.Lists, scores: npt.NDArray[np.float32]) -> None:
+    def _measure(self, lists: episodes.Lists, scores: npt.NDArray[np.float32], stops: list[int]) -> None:
         c = lists.columns
         if self.baseline is not None:
             users = np.repeat(c["user"], c["n_items"])
-            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"])
+            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"], stops)
             self._spent("baseline")
         losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
         names = map(self.figures.name_of, c["scenario"].tolist())

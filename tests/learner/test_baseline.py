@@ -81,3 +81,18 @@ def test_a_state_of_another_spec_is_refused() -> None:
         Baseline(SPEC, 1).load(other.arrays())
     with pytest.raises(ValueError, match="objectives"):
         Baseline(SPEC, 1).load(Baseline(SPEC, 2).arrays())
+
+
+def test_no_row_of_a_minibatch_is_learned_before_all_of_it_is_predicted() -> None:
+    features = spec.Features(categories=(spec.Category(name="user", source="user_id"),))
+    n = 6
+    users, row_ids = np.full(n, 7, np.uint64), np.full((n, 1), 7, np.uint64)
+    x, ones = np.zeros((n, 0), np.float32), np.ones((n, 1), np.float32)
+    whole = Baseline(features, 1)
+    scores = whole.update(users, row_ids, x, ones, ones, stops=[4, 6])[:, 0]
+    assert scores[0] == scores[1] == scores[2] == scores[3]
+    assert scores[4] == scores[5] > scores[0]
+    apart = Baseline(features, 1)
+    first = apart.update(users[:4], row_ids[:4], x[:4], ones[:4], ones[:4], stops=[4])
+    second = apart.update(users[4:], row_ids[4:], x[4:], ones[4:], ones[4:], stops=[2])
+    np.testing.assert_array_equal(np.concatenate([first, second])[:, 0], scores)
