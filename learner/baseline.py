@@ -50,7 +50,7 @@ class Baseline:
         out: npt.NDArray[np.bool_] = ids.mix(users, _SHARE_SALT) < self._limit
         return out
 
-    def update(self, users: U64, row_ids: U64, x: F32, label: F32, weight: F32, stops: Sequence[int] | None = None) -> F32:
+    def update(self, users: U64, row_ids: U64, x: F32, label: F32, weight: F32, *, stops: Sequence[int] | None = None) -> F32:
         """Predict, then learn: users (R,), ids (R, F), numbers (R, D; NaN is absent), label and weight (R, O).
 
         `stops` are the ends of the minibatches, ascending: rows before a stop are all predicted, then learned in their order.

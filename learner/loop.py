@@ -257,7 +257,7 @@ class Loop:
         c = lists.columns
         if self.baseline is not None:
             users = np.repeat(c["user"], c["n_items"])
-            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"], stops)
+            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"], stops=stops)
             self._spent("baseline")
         losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
         names = map(self.figures.name_of, c["scenario"].tolist())
