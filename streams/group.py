@@ -230,8 +230,10 @@ class Group:
         s_label, s_x = (np.empty((capacity, self._widths[name]), np.uint32) for name in ("label", "x"))
         place = (sets.store, sets.store.view(np.uint32), sets.order, sets.count)
         limits = (shape.version_at, shape.max_age_ms)
-        known_at, out = found["ts"] - self._settling_ms, (s_ids, s_ts, s_label, s_x, n_support)
-        n, trimmed = _episodes(slots, known_at, n_items, most, words, *place, *limits, *out)
+        known_at = found["ts"] - self._settling_ms
+        n, trimmed = _episodes(
+            slots, known_at, n_items, most, words, *place, *limits, s_ids, s_ts, s_label, s_x, n_support
+        )  # fmt: skip
         self.trimmed += trimmed
         support = {
             "s_ids": s_ids[:n],
