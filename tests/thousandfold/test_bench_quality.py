@@ -13,11 +13,12 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from learner import episodes
 from state import config as configuration
 from state import ids
-from thousandfold.bench import baselines, figures, logs, protocol, quality
+from thousandfold.bench import baselines, figures, logs, protocol, quality, report
 from thousandfold.data import simulator
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -356,3 +357,33 @@ def test_a_log_of_blocks_and_the_same_log_as_parquet_give_the_same_features(tmp_
     assert np.array_equal(one.ids, other.ids)
     assert np.allclose(one.x, other.x)
     assert np.array_equal(one.label, other.label)
+
+
+def test_the_command_measures_a_parquet_log_and_writes_the_report(tmp_path: pathlib.Path) -> None:
+    rows = 1_200
+    random = np.random.default_rng(0)
+    item = random.integers(0, 20, rows)
+    table = pl.DataFrame(
+        {
+            "time": np.arange(rows) * 1_000, "request": np.arange(rows), "user": random.integers(0, 9, rows), "item": item,
+            "scenario": ["home", "away"] * (rows // 2), "click": (random.random(rows) < np.where(item < 10, 0.8, 0.2)).astype(int),
+            "tags": [["t"]] * rows, "price": random.random(rows),
+        }
+    )  # fmt: skip
+    table.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "spec.toml").write_text(SPEC)
+    options = ["--data", str(tmp_path / "log.parquet"), "--spec", str(tmp_path / "spec.toml"), "--seeds", "1", "--lag", "5s"]
+    result = CliRunner().invoke(quality.app, [*options, "--report", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    found = {r.id: r for r in report.read(tmp_path / "r.json").rows}
+    value = found["auc/pepnet"].value
+    assert value is not None
+    assert value > 0.6
+    assert {"auc/bias/home", "gauc/river/away", "calibration/fm32", "logloss/unadapted"} <= set(found)
+    assert not any("_live" in name for name in found)
+
+
+def test_a_log_without_a_spec_is_refused() -> None:
+    result = CliRunner().invoke(quality.app, ["--data", "x.parquet"])
+    assert isinstance(result.exception, logs.LogError)
+    assert "needs --spec" in str(result.exception)
