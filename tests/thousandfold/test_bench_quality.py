@@ -366,7 +366,8 @@ def test_the_command_measures_a_parquet_log_and_writes_the_report(tmp_path: path
     table = pl.DataFrame(
         {
             "time": np.arange(rows) * 1_000, "request": np.arange(rows), "user": random.integers(0, 9, rows), "item": item,
-            "scenario": ["home", "away"] * (rows // 2), "click": (random.random(rows) < np.where(item < 10, 0.8, 0.2)).astype(int),
+            "scenario": ["home", "away"] * (rows // 2),
+            "click": (random.random(rows) < np.where(item < 10, 0.8, 0.2)).astype(int),
             "tags": [["t"]] * rows, "price": random.random(rows),
         }
     )  # fmt: skip
