@@ -390,7 +390,8 @@ class Enrich:
                 "scenarios": {str(s): lists.names[s] for s in np.unique(lists.scenario[some]).tolist()},
             }
             packed = {**_list_columns(lists, x, some, starts), **_action_columns(batch, actions)}
-            held.clock.before = max(held.clock.before, int(lists.ts[some].max(initial=event_time.NEVER)))
+            newest = max(part.max(initial=event_time.NEVER) for part in (lists.ts[some], batch.actions.ts[actions]))
+            held.clock.before = max(held.clock.before, int(newest))
             yield Message(partition, columns.pack(packed, **head))
 
 

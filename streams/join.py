@@ -3,12 +3,13 @@
 Pure and driven by its input alone: the watermark travels in the messages, so reading the same messages again gives the same
 output. Set semantics: duplicates change nothing, and input in any order within the allowed lateness gives the same samples.
 
-When may a message be released (acknowledged)? Let W be the window and T the newest event time of the lists of all released
-messages. A list is remembered, and its message held, until the watermark passes its time plus 2 W; a message is also held until
-every action in it is settled. So all that is released was released when the watermark had passed T + 2 W. After a restart the
-first message read says T (`before_ms`). A label of a list that is not read again is no later than T + W: if it came before
-the release it was settled then, a window before. Hence, until the watermark has passed T + 2 W again, an action of an unknown
-request that is no later than T + W is a repetition; every other one is judged as if there had been no restart.
+When may a message be released (acknowledged)? Let W be the window and T the newest event time of all released messages, actions
+included. A message is held until the watermark passes its newest event time plus 2 W (and the slack below). So when T's message
+was released the watermark had passed T + 2 W, and every list up to T + W that had come by then was closed and delivered, every
+action up to T + W was settled. After a restart the first message read says T (`before_ms`), and until the watermark has passed
+T + 2 W again only messages are read that had come by then. Of those, a list up to T + W keeps its place but is not emitted
+again, and an action of an unknown request up to T + W is a repetition. A list after T + W has all its copies and all its
+actions in messages that are read again, so it comes out as it would have without the restart.
 """
 
 import heapq
@@ -26,7 +27,7 @@ F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 LISTS = ("request", "user", "scenario", "ts", "n_items")
 ROWS = ("item", "ids", "x")
-NEVER = -(2**62)
+NEVER, FOREVER = -(2**62), 2**62
 
 
 class Rules(NamedTuple):
@@ -84,12 +85,15 @@ class _Action(NamedTuple):
 
 
 class _Block:
-    """The lists of one message, with their labels so far and the number of revisions of each."""
+    """The lists of one message, with their labels so far and the number of revisions of each.
 
-    __slots__ = ("columns", "ends", "item", "label", "revisions", "starts", "ts")
+    Lists up to `quiet_until` were delivered before a restart.
+    """
 
-    def __init__(self, columns: Columns, n_objectives: int) -> None:
-        self.columns, self.item = columns, columns["item"]
+    __slots__ = ("columns", "ends", "item", "label", "quiet_until", "revisions", "starts", "ts")
+
+    def __init__(self, columns: Columns, n_objectives: int, quiet_until: int) -> None:
+        self.columns, self.item, self.quiet_until = columns, columns["item"], quiet_until
         ends = np.cumsum(columns["n_items"], dtype=np.int64)
         self.starts: list[int] = (ends - columns["n_items"]).tolist()
         self.ends: list[int] = ends.tolist()
@@ -137,10 +141,12 @@ class Partition:
         """Take one message of `enriched`: its lists, then its actions, then its watermark.
 
         `token` is given back by `emit` when the message may be acknowledged. `head` holds `watermark_ms` and, where it is known,
-        `before_ms`: the newest event time of the lists before this message.
+        `before_ms`: the newest event time of the messages before this one.
         """
+        before = int(head.get("before_ms", NEVER))
         if self._settled_ms is None:
-            self._settled_ms = int(head.get("before_ms", NEVER))
+            self._settled_ms = before
+        self._bound_unreadable(before)
         hold = NEVER
         if len(columns["ts"]):
             hold = self._take_lists(columns)
@@ -150,8 +156,15 @@ class Partition:
         self.advance(int(head["watermark_ms"]))
 
     def skip(self, token: Any) -> None:
-        """Take a message that holds nothing; it is released in its turn."""
-        self._held.append((NEVER, token))
+        """Take an unreadable message. How long it must be held is known when the next one says what was before it."""
+        self._held.append((FOREVER, token))
+
+    def _bound_unreadable(self, before: int) -> None:
+        """Hold the unreadable messages at the end as long as if they held an event of `before`."""
+        tokens = []
+        while self._held and self._held[-1][0] == FOREVER:
+            tokens.append(self._held.pop()[1])
+        self._held.extend((before + self._memory_ms, token) for token in reversed(tokens))
 
     def advance(self, event_ms: int) -> None:
         """Move the watermark: all input up to `event_ms` less the allowed lateness has been taken."""
@@ -172,7 +185,7 @@ class Partition:
     def _take_lists(self, columns: Columns) -> int:
         """Open the lists that are seen for the first time; return when their message may be released."""
         requests, known = columns["request"].tolist(), self._lists
-        block = _Block(columns, self.rules.n_objectives)
+        block = _Block(columns, self.rules.n_objectives, self._delivered_until())
         copies = []
         for i, request in enumerate(requests):
             if request in known:
@@ -186,32 +199,31 @@ class Partition:
         self.open_lists += fresh
         self.counts.lists += fresh
         self.counts.copies += len(copies)
-        if fresh and self.rules.eager:
-            self._pieces.append(_first(block, which))
+        if self.rules.eager:
+            self._pieces += _first(block, which)
         for newest, run in _runs(columns["ts"], which, self._slack_ms):
             self._order += 1
             heapq.heappush(self._runs, (newest, self._order, block, run))
-        return int(columns["ts"].max()) + self._memory_ms
+        return max(int(columns["ts"].max()), self.watermark_ms) + self._memory_ms
 
     def _take_actions(self, columns: Columns) -> int:
         """Give each action to its list, or let it wait for one; return when their message may be released."""
         ends = np.cumsum(columns["a_raw_length"], dtype=np.int64)
         names = ("a_request", "a_item", "a_ts", "a_kind", "a_value", "a_offset")
-        raw, newest = columns["a_raw"], NEVER
+        raw = columns["a_raw"]
         fields = zip(*(columns[n].tolist() for n in names), (ends - columns["a_raw_length"]).tolist(), ends.tolist(), strict=True)
         for request, item, ts, kind, value, offset, start, end in fields:
             objectives = tuple(i for i, least in self.rules.objectives[kind] if value >= least)
             if not objectives or item == ids.PAD:
                 self.counts.others += 1
                 continue
-            newest = max(newest, ts)
             if offset in self._seen:
                 self.counts.repeated += 1
                 continue
             self._seen.add(offset)
             heapq.heappush(self._seen_order, (ts, offset))
             self._act(_Action(request, item, ts, objectives, offset, raw[start:end].tobytes()))
-        return newest + self.rules.window_ms + self._slack_ms
+        return int(columns["a_ts"].max()) + self._memory_ms
 
     def _act(self, action: _Action) -> None:
         request = action.request
@@ -221,16 +233,16 @@ class Partition:
                 self._drop("late", "its list is closed", action)
             else:
                 self._label(action, *place, revise=self.rules.eager)
-        elif self._is_repetition(action):
+        elif action.ts <= self._delivered_until():
             self.counts.repeated += 1
         else:
             self._waiting.setdefault(request, []).append(action)
             heapq.heappush(self._expiry, (action.ts + self.rules.window_ms, action.offset, request))
 
-    def _is_repetition(self, action: _Action) -> bool:
-        """Whether this action was settled before a restart: see the head of this file."""
+    def _delivered_until(self) -> int:
+        """Event time up to which all that this message holds was settled before a restart: see the head of this file."""
         settled, window = self._settled_ms, self.rules.window_ms
-        return settled is not None and action.ts <= settled + window and self.watermark_ms < settled + 2 * window
+        return settled + window if settled is not None and self.watermark_ms < settled + self._memory_ms else NEVER
 
     def _label(self, action: _Action, block: _Block, i: int, *, revise: bool) -> None:
         """Set the labels that `action` gives its list, if it is about one of its items and in time."""
@@ -251,7 +263,7 @@ class Partition:
         row = start + int(places[0])
         new = [o for o in action.objectives if block.label[row, o] == 0]
         block.label[row, new] = 1
-        if new and revise:
+        if new and revise and shown > block.quiet_until:
             self._revise(block, i, row - start, new)
 
     def _revise(self, block: _Block, i: int, place: int, new: list[int]) -> None:
@@ -282,7 +294,7 @@ class Partition:
             self._closed.append((newest, gone))
             self.open_lists -= len(gone)
             if not self.rules.eager:
-                self._pieces.append(_first(block, which))
+                self._pieces += _first(block, which)
 
     def _expire(self) -> None:
         """Give up actions whose list did not come within the window."""
@@ -307,15 +319,21 @@ class Partition:
             self._seen.discard(heapq.heappop(self._seen_order)[1])
 
 
-def _first(block: _Block, which: Index | None) -> _Piece:
-    """Version 0 of lists of a block: everything has weight 1."""
+def _first(block: _Block, which: Index | None) -> list[_Piece]:
+    """Version 0 of lists of a block, but those delivered before a restart: everything has weight 1."""
+    times = block.columns["ts"] if which is None else block.columns["ts"][which]
+    loud = times > block.quiet_until
+    if not loud.any():
+        return []
+    if not loud.all():
+        which = np.flatnonzero(loud) if which is None else which[loud]
     rows: slice | Index = slice(None)
     if which is not None:
         chosen = np.zeros(len(block.ts), bool)
         chosen[which] = True
         rows = np.flatnonzero(np.repeat(chosen, block.columns["n_items"]))
     label = block.label[rows].copy()
-    return _Piece(block, which, rows, 0, label, np.ones_like(label))
+    return [_Piece(block, which, rows, 0, label, np.ones_like(label))]
 
 
 def _runs(ts: npt.NDArray[np.int64], which: Index | None, span_ms: int) -> list[tuple[int, Index | None]]:

@@ -85,9 +85,10 @@ class Seen:
             for row in range(at, at + n):
                 key, label = (request, int(c["item"][row])), tuple(c["label"][row].tolist())
                 assert c["x"][row, 0] == c["item"][row]
-                self.versions.setdefault(key, {})[version] = label
-                if version == 0 and self.labels.setdefault(key, label) != label:
+                if self.versions.setdefault(key, {}).setdefault(version, label) != label:
                     self.different.append(key)
+                if version == 0:
+                    self.labels.setdefault(key, label)
             at += n
         assert at == len(c["item"]) == len(c["weight"])
 
@@ -110,12 +111,11 @@ def logs(draw: st.DrawFn) -> tuple[list[Shown], list[Acted], list[Message]]:
     arrival = [(e.ts + draw(st.integers(0, LATENESS - 1)), k, e) for k, e in enumerate(copied)]
     ordered = [e for _, _, e in sorted(arrival)]
     cuts = sorted({0, len(ordered), *draw(st.lists(st.integers(0, len(ordered)), max_size=10))})
-    messages, newest, lists_newest = [], join.NEVER, join.NEVER
+    messages, newest = [], join.NEVER
     for a, b in itertools.pairwise(cuts):
-        newest = max([newest, *(e.ts for e in ordered[a:b])])
-        messages.append(message(ordered[a:b], newest, lists_newest))
-        lists_newest = max([lists_newest, *(e.ts for e in ordered[a:b] if isinstance(e, Shown))])
-    messages.append(message([], END, lists_newest))
+        before, newest = newest, max([newest, *(e.ts for e in ordered[a:b])])
+        messages.append(message(ordered[a:b], newest, before))
+    messages.append(message([], END, newest))
     return shown, acted, messages
 
 
@@ -136,16 +136,11 @@ def expected(shown: list[Shown], acted: list[Acted]) -> tuple[dict[tuple[int, in
     return {k: tuple(v) for k, v in labels.items()}, used, others
 
 
-@settings(max_examples=300, deadline=None)
-@given(logs(), st.data())
-def test_any_order_duplication_split_and_crash_give_the_same_samples(
-    log: tuple[list[Shown], list[Acted], list[Message]], data: st.DataObject
-) -> None:
-    shown, acted, messages = log
-    labels, used, others = expected(shown, acted)
+def lives(rules: join.Rules, messages: list[Message], data: st.DataObject) -> Seen:
+    """Run a log with crashes anywhere: a new partition then reads from the first message that was not released."""
     seen, first, at = Seen(), 0, 0
     crashes = data.draw(st.lists(st.integers(0, len(messages) - 1), max_size=3))
-    partition = join.Partition(RULES)
+    partition = join.Partition(rules)
     while at < len(messages):
         partition.take(*messages[at], at)
         at += 1
@@ -157,11 +152,35 @@ def test_any_order_duplication_split_and_crash_give_the_same_samples(
                 first += len(output.released)
         if crashes and at > crashes[-1]:
             crashes.pop()
-            partition, at = join.Partition(RULES), first
+            partition, at = join.Partition(rules), first
+    assert first == len(messages)
+    return seen
+
+
+@settings(max_examples=1000, deadline=None)
+@given(logs(), st.data())
+def test_any_order_duplication_split_and_crash_give_the_same_samples(
+    log: tuple[list[Shown], list[Acted], list[Message]], data: st.DataObject
+) -> None:
+    shown, acted, messages = log
+    labels, used, others = expected(shown, acted)
+    seen = lives(RULES, messages, data)
     assert seen.labels == labels
     assert seen.different == []
     assert set(seen.unjoined) == {a.offset for a in acted} - used - others
-    assert first == len(messages)
+
+
+@settings(max_examples=500, deadline=None)
+@given(logs(), st.data())
+def test_crashes_leave_eager_revisions_as_they_are(
+    log: tuple[list[Shown], list[Acted], list[Message]], data: st.DataObject
+) -> None:
+    shown, acted, messages = log
+    labels, used, others = expected(shown, acted)
+    seen = lives(EAGER, messages, data)
+    assert {key: versions[max(versions)] for key, versions in seen.versions.items()} == labels
+    assert seen.different == []
+    assert set(seen.unjoined) == {a.offset for a in acted} - used - others
 
 
 @settings(max_examples=150, deadline=None)
@@ -280,6 +299,24 @@ def test_of_two_copies_the_first_is_the_one() -> None:
     seen.add(take(partition, watermark=END))
     assert seen.emitted == [(1, 0), (2, 0)]
     assert partition.counts.copies == 1
+
+
+def test_unreadable_messages_are_held_until_a_later_one_says_what_they_can_have_held() -> None:
+    partition = join.Partition(RULES)
+    partition.skip("first")
+    partition.skip("second")
+    partition.advance(END)
+    assert partition.emit().released == []
+    partition.take(*message([], END, before_ms=1_000), "third")
+    assert partition.emit().released == ["first", "second", "third"]
+
+
+def test_a_list_delivered_before_a_restart_is_not_emitted_again_and_a_later_one_is() -> None:
+    partition, seen = join.Partition(RULES), Seen()
+    partition.take(*message([Shown(1, 900, (10,)), Shown(2, 1_001 + WINDOW, (20,))], 2_000, before_ms=1_000), 0)
+    partition.advance(END)
+    seen.add(partition.emit())
+    assert seen.emitted == [(2, 0)]
 
 
 def test_an_action_settled_before_a_restart_is_a_repetition_and_a_new_one_is_not() -> None:
