@@ -253,7 +253,9 @@ class Quality(spec.Section, frozen=True):
 
     group: Annotated[
         tuple[TaskPart, ...],
-        Meta(min_length=1, max_length=3, description='GAUC ranks within it: of "user", "item", "scenario", "request", categories'),
+        Meta(
+            min_length=1, max_length=3, description='GAUC ranks within it: of "user", "item", "scenario", "request", categories'
+        ),
     ] = ("user",)
     block_rows: Annotated[int, Meta(ge=1, description="rows that are scored before the first of them is trained on")] = 1000
     burn_in: Annotated[float, Meta(ge=0, lt=1, description="share of the rows that no figure counts")] = 0.1
