@@ -31,13 +31,16 @@ TARGET_ROWS_PER_S, TARGET_HELD_MS, TARGET_RSS_MB = 30_000.0, 20.0, 1500.0
 FIRST, LAST = 0.1, 0.9
 PATIENCE_S = 120.0
 BATCH = 512
+EVENT_HOURS, EVENT_ROWS_PER_S = 24, 20
 SNAPSHOT_MB, SNAPSHOT_ROUNDS = 200, 7
 
 
 def episodes(config: Config, lists: int, source: produce.Source, seed: int) -> tuple[list[bytes], int]:
     """Packed episodes of the first lists of a source, and their rows."""
     world, events = produce.open_log(source, seed)
-    stamp = produce.Stamp(produce.Pace(rate=2000), int(time.time() * 1000))
+    # Slow enough in event time that users come back after their window: supports are as full as in a real stream.
+    begin_ms = int(time.time() * 1000) - EVENT_HOURS * 3_600_000
+    stamp = produce.Stamp(produce.Pace(rate=EVENT_ROWS_PER_S), begin_ms)
     flow, out, batch = pipeline.Pipeline(config), [], []
     following: dict[tuple[str, int], int] = {}
     for send in produce.sends(produce.limited(events, lists), world, stamp, "bench"):
