@@ -11,7 +11,7 @@ from streams import enrich_agent, faust_stage, group, join, samples
 Name = Literal["enrich", "join", "group"]
 NAMES: tuple[Name, ...] = ("enrich", "join", "group")
 MESSAGES_PER_BATCH = 8
-ENRICHED = ("request", "user", "scenario", "ts", "n_items", "item", "ids", "x")
+ENRICHED = ("request", "user", "scenario", "ts", "n_items", "offset", "item", "ids", "x")
 ACTIONS = ("a_request", "a_item", "a_user", "a_ts", "a_kind", "a_value", "a_offset", "a_raw_length", "a_raw")
 
 

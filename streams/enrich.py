@@ -83,10 +83,11 @@ class _Taken(NamedTuple):
 class _Partition:
     """What is kept of one input partition: its fences (of impressions, of clicks), its clock, actions that wait."""
 
-    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "low", "quiet_ms", "sent_ms")
+    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "low", "quiet_ms", "sent", "sent_ms")
 
     def __init__(self, fences: tuple[int, int], idle_ms: int, now_ms: int) -> None:
         self.fences = fences
+        self.sent = list(fences)
         self.clock = event_time.Clock(idle_ms, now_ms)
         self.held: deque[_Taken] = deque()
         self.low: deque[int] = deque()
@@ -334,13 +335,10 @@ class Enrich:
         self.counts.items += int(batch.lists.n_items[~duplicates].sum())
         self.counts.duplicates += int(duplicates.sum())
         self.counts.actions += len(batch.acted)
-        rank = np.empty(len(batch.order), np.int64)
-        rank[batch.order] = np.arange(len(batch.order))
         out: list[Message] = []
         for partition, watermark in batch.watermarks.items():
             shown = np.flatnonzero((batch.partition == partition) & ~duplicates)
             acted = np.flatnonzero(batch.a_partition == partition)
-            acted = acted[np.argsort(rank[-1 - acted], kind="stable")]
             out += self._messages(batch, partition, shown, acted, x, watermark)
             held = self._partitions[partition]
             held.sent_ms, held.quiet_ms = watermark, now_ms
@@ -387,9 +385,12 @@ class Enrich:
                 "spec": self._spec,
                 "watermark_ms": watermark if i == len(pieces) - 1 else held.sent_ms,
                 "before_ms": held.clock.before,
+                "before_offsets": list(held.sent),
                 "scenarios": {str(s): lists.names[s] for s in np.unique(lists.scenario[some]).tolist()},
             }
-            packed = {**_list_columns(lists, x, some, starts), **_action_columns(batch, actions)}
+            packed = {**_list_columns(batch, x, some, starts), **_action_columns(batch, actions)}
+            for k, offsets in enumerate((packed["offset"], packed["a_offset"])):
+                held.sent[k] = max(held.sent[k], int(offsets.max(initial=-1)))
             newest = max(part.max(initial=event_time.NEVER) for part in (lists.ts[some], batch.actions.ts[actions]))
             held.clock.before = max(held.clock.before, int(newest))
             yield Message(partition, columns.pack(packed, **head))
@@ -407,10 +408,12 @@ def _cut(which: I64, weights: I64, most: int, room: int) -> Iterator[I64]:
         yield which[start:]
 
 
-def _list_columns(lists: features.Lists, x: features.F32, which: I64, starts: I64) -> columns.Columns:
+def _list_columns(batch: _Batch, x: features.F32, which: I64, starts: I64) -> columns.Columns:
+    lists = batch.lists
     n = lists.n_items[which]
     rows = np.repeat(starts[which] - (np.cumsum(n, dtype=np.int64) - n), n) + np.arange(int(n.sum()))
     of_lists = {name: getattr(lists, name)[which] for name in ("request", "user", "scenario", "ts", "n_items")}
+    of_lists["offset"] = np.array([batch.shown[i].offset for i in which.tolist()], np.int64)
     return {**of_lists, "item": lists.item[rows], "ids": lists.ids[rows], "x": x[rows]}
 
 

@@ -8,8 +8,11 @@ included. A message is held until the watermark passes its newest event time plu
 was released the watermark had passed T + 2 W, and every list up to T + W that had come by then was closed and delivered, every
 action up to T + W was settled. After a restart the first message read says T (`before_ms`), and until the watermark has passed
 T + 2 W again only messages are read that had come by then. Of those, a list up to T + W keeps its place but is not emitted
-again, and an action of an unknown request up to T + W is a repetition. A list after T + W has all its copies and all its
-actions in messages that are read again, so it comes out as it would have without the restart.
+again, and an action of an unknown request up to T + W is a repetition. A list after T + W has all its actions in messages
+that are read again, so it comes out as it would have without the restart.
+
+Further copies. Enrich sends lists and actions in the order of their offsets in `impressions` and `clicks`; only after a crash
+of its own it sends some again. So what is not above the newest offset before it is a copy; a restart is told `before_offsets`.
 """
 
 import heapq
@@ -130,8 +133,7 @@ class Partition:
         self._closed: deque[tuple[int, list[int]]] = deque()
         self._waiting: dict[int, list[_Action]] = {}
         self._expiry: list[tuple[int, int, int]] = []
-        self._seen: set[int] = set()
-        self._seen_order: list[tuple[int, int]] = []
+        self._newest = [-1, -1]
         self._held: deque[tuple[int, Any]] = deque()
         self._pieces: list[_Piece] = []
         self._unjoined: list[Unjoined] = []
@@ -141,11 +143,11 @@ class Partition:
         """Take one message of `enriched`: its lists, then its actions, then its watermark.
 
         `token` is given back by `emit` when the message may be acknowledged. `head` holds `watermark_ms` and, where it is known,
-        `before_ms`: the newest event time of the messages before this one.
+        `before_ms` and `before_offsets`: the newest event time and the newest offsets of the messages before this one.
         """
         before = int(head.get("before_ms", NEVER))
         if self._settled_ms is None:
-            self._settled_ms = before
+            self._settled_ms, self._newest = before, list(head.get("before_offsets", self._newest))
         self._bound_unreadable(before)
         hold = NEVER
         if len(columns["ts"]):
@@ -187,10 +189,11 @@ class Partition:
         requests, known = columns["request"].tolist(), self._lists
         block = _Block(columns, self.rules.n_objectives, self._delivered_until())
         copies = []
-        for i, request in enumerate(requests):
-            if request in known:
+        for i, (request, offset) in enumerate(zip(requests, columns["offset"].tolist(), strict=True)):
+            if offset <= self._newest[0] or request in known:
                 copies.append(i)
                 continue
+            self._newest[0] = offset
             known[request] = (block, i)
             for action in self._waiting.pop(request, ()):
                 self._label(action, block, i, revise=False)
@@ -213,15 +216,14 @@ class Partition:
         raw = columns["a_raw"]
         fields = zip(*(columns[n].tolist() for n in names), (ends - columns["a_raw_length"]).tolist(), ends.tolist(), strict=True)
         for request, item, ts, kind, value, offset, start, end in fields:
+            if offset <= self._newest[1]:
+                self.counts.repeated += 1
+                continue
+            self._newest[1] = offset
             objectives = tuple(i for i, least in self.rules.objectives[kind] if value >= least)
             if not objectives or item == ids.PAD:
                 self.counts.others += 1
                 continue
-            if offset in self._seen:
-                self.counts.repeated += 1
-                continue
-            self._seen.add(offset)
-            heapq.heappush(self._seen_order, (ts, offset))
             self._act(_Action(request, item, ts, objectives, offset, raw[start:end].tobytes()))
         return int(columns["a_ts"].max()) + self._memory_ms
 
@@ -315,8 +317,6 @@ class Partition:
         while self._closed and self._closed[0][0] <= horizon:
             for request in self._closed.popleft()[1]:
                 self._lists.pop(request, None)
-        while self._seen_order and self._seen_order[0][0] <= horizon:
-            self._seen.discard(heapq.heappop(self._seen_order)[1])
 
 
 def _first(block: _Block, which: Index | None) -> list[_Piece]:

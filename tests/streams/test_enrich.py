@@ -72,7 +72,8 @@ def test_a_message_holds_the_columns_of_the_contract() -> None:
     width, numbers = spec.id_width(CONFIG.features), len(spec.number_names(CONFIG.features))
     assert partition == 0
     assert {k: (v.dtype.str, v.shape) for k, v in found.items()} == {
-        "request": ("<u8", (2,)), "user": ("<u8", (2,)), "scenario": ("<u8", (2,)), "ts": ("<i8", (2,)), "n_items": ("<i4", (2,)),
+        "request": ("<u8", (2,)), "user": ("<u8", (2,)), "scenario": ("<u8", (2,)), "ts": ("<i8", (2,)),
+        "n_items": ("<i4", (2,)), "offset": ("<i8", (2,)),
         "item": ("<u8", (3,)), "ids": ("<u8", (3, width)), "x": ("<f4", (3, numbers)),
         "a_request": ("<u8", (1,)), "a_item": ("<u8", (1,)), "a_user": ("<u8", (1,)), "a_ts": ("<i8", (1,)),
         "a_kind": ("<i2", (1,)), "a_value": ("<f4", (1,)), "a_offset": ("<i8", (1,)), "a_raw_length": ("<i4", (1,)),

@@ -21,6 +21,7 @@ class Shown(NamedTuple):
     request: int
     ts: int
     items: tuple[int, ...]
+    offset: int = -1
 
 
 class Acted(NamedTuple):
@@ -32,10 +33,13 @@ class Acted(NamedTuple):
     offset: int
 
 
+KINDS: tuple[Any, ...] = (Shown, Acted)
 Message = tuple[dict[str, Any], dict[str, Any]]
 
 
-def message(events: list[Shown | Acted], watermark_ms: int, before_ms: int = join.NEVER) -> Message:
+def message(
+    events: list[Shown | Acted], watermark_ms: int, before_ms: int = join.NEVER, before_offsets: tuple[int, int] = (-1, -1)
+) -> Message:
     shown = [e for e in events if isinstance(e, Shown)]
     acted = [e for e in events if isinstance(e, Acted)]
     items = [i for e in shown for i in e.items]
@@ -46,6 +50,7 @@ def message(events: list[Shown | Acted], watermark_ms: int, before_ms: int = joi
         "scenario": np.array([e.request % 2 for e in shown], np.uint64),
         "ts": np.array([e.ts for e in shown], np.int64),
         "n_items": np.array([len(e.items) for e in shown], np.int32),
+        "offset": np.array([e.request if e.offset < 0 else e.offset for e in shown], np.int64),
         "item": np.array(items, np.uint64),
         "ids": np.array([[i, i + 1] for i in items], np.uint64).reshape(-1, 2),
         "x": np.array([[float(i)] for i in items], np.float32).reshape(-1, 1),
@@ -59,7 +64,7 @@ def message(events: list[Shown | Acted], watermark_ms: int, before_ms: int = joi
         "a_raw_length": np.array([len(r) for r in raw], np.int32),
         "a_raw": np.frombuffer(b"".join(raw), np.uint8),
     }
-    return {"watermark_ms": watermark_ms, "before_ms": before_ms, "scenarios": {}}, columns
+    return {"watermark_ms": watermark_ms, "before_ms": before_ms, "before_offsets": before_offsets, "scenarios": {}}, columns
 
 
 class Seen:
@@ -107,16 +112,31 @@ def logs(draw: st.DrawFn) -> tuple[list[Shown], list[Acted], list[Message]]:
         kind, value = draw(st.sampled_from([CLICK, CLICK, LONG, VIEW])), draw(st.sampled_from([1.0, 3.0]))
         acted.append(Acted(request, item, ts, kind, value, offset))
     events: list[Shown | Acted] = [*shown, *acted]
-    copied = [*events, *draw(st.lists(st.sampled_from(events), max_size=4))]
-    arrival = [(e.ts + draw(st.integers(0, LATENESS - 1)), k, e) for k, e in enumerate(copied)]
-    ordered = [e for _, _, e in sorted(arrival)]
+    ordered: list[Any] = arrivals(draw, events)
     cuts = sorted({0, len(ordered), *draw(st.lists(st.integers(0, len(ordered)), max_size=10))})
-    messages, newest = [], join.NEVER
+    messages, newest, offsets = [], join.NEVER, (-1, -1)
     for a, b in itertools.pairwise(cuts):
         before, newest = newest, max([newest, *(e.ts for e in ordered[a:b])])
-        messages.append(message(ordered[a:b], newest, before))
-    messages.append(message([], END, newest))
-    return shown, acted, messages
+        messages.append(message(ordered[a:b], newest, before, offsets))
+        offsets = tuple(
+            max([offsets[k], *(e.offset for e in ordered[a:b] if isinstance(e, kind))]) for k, kind in enumerate(KINDS)
+        )
+    messages.append(message([], END, newest, offsets))
+    return (
+        [e for e in dict.fromkeys(ordered) if isinstance(e, Shown)],
+        [e for e in dict.fromkeys(ordered) if isinstance(e, Acted)],
+        messages,
+    )
+
+
+def arrivals(draw: st.DrawFn, events: list[Shown | Acted]) -> list[Any]:
+    """Events in the order of arrival, within the lateness, with the offsets that this gives; copies come at any time later."""
+    first = [e for _, _, e in sorted((e.ts + draw(st.integers(0, LATENESS - 1)), k, e) for k, e in enumerate(events))]
+    counts = [itertools.count(), itertools.count()]
+    numbered: list[Any] = [e._replace(offset=next(counts[isinstance(e, Acted)])) for e in first]
+    for copied in draw(st.lists(st.integers(0, len(numbered) - 1), max_size=4)):
+        numbered.insert(draw(st.integers(copied + 1, len(numbered))), numbered[copied])
+    return numbered
 
 
 def expected(shown: list[Shown], acted: list[Acted]) -> tuple[dict[tuple[int, int], tuple[float, ...]], set[int], set[int]]:
@@ -341,7 +361,7 @@ def test_nothing_is_remembered_for_ever() -> None:
         ts = 1_000 * k
         take(partition, Shown(k, ts, (10,)), Acted(k, 10, ts, CLICK, 1.0, k), watermark=ts, token=k)
     take(partition, watermark=END)
-    remembered = ("_lists", "_runs", "_closed", "_waiting", "_expiry", "_seen", "_seen_order", "_held")
+    remembered = ("_lists", "_runs", "_closed", "_waiting", "_expiry", "_held")
     assert [len(getattr(partition, name)) for name in remembered] == [0] * len(remembered)
 
 
