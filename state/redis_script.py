@@ -1,6 +1,6 @@
 """The counting script: Lua 5.1 generated for one schema, with the merge of each shared kind unrolled.
 
-Unrolled because a loop over a table of numbers costs 1.6 times as much (docs/decisions/0008).
+Unrolled because a loop over a table of numbers costs 1.6 times as much (docs/decisions/0003).
 Keys: fences, then per kind of key, users, items. Arguments: how many of each (fences, kinds, users, items), the expected and the
 new offset of every fence, then one string of packed values per kind, for users and for items. Everything that can fail is done
 before the first write, since Redis does not undo a script. Replies `{OK, merged...}`, `{WRONG_FENCE, held...}` or

@@ -1,6 +1,6 @@
 """Redis or Valkey (commands of Redis 7) as the store: reads are MGETs built in bulk, counting is one script call with fences.
 
-A `count` holds the server for about 3 us per shared key, so a caller keeps it to a few thousand keys (docs/decisions/0008).
+A `count` holds the server for about 3 us per shared key, so a caller keeps it to a few thousand keys (docs/decisions/0003).
 """
 
 from collections.abc import Sequence
