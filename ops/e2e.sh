@@ -133,10 +133,15 @@ produce() {
 take_down() {
   "$engine" rm -f "$project-produce" || true
   if [ "$engine" = podman ]; then
-    # podman-compose does not remember how many there are of a scaled service, and would leave the others.
+    # podman-compose does not remember how many there are of a scaled service, and would leave the others. Podman removes what
+    # depends on a container with it, and then stumbles over what it has removed already.
     local left
-    left=$(containers -q)
-    [ -z "$left" ] || podman rm -f --depend -t 15 $left
+    for _ in 1 2 3 4 5; do
+      left=$(containers -q)
+      [ -n "$left" ] || break
+      # shellcheck disable=SC2086
+      podman rm -f --depend -t 15 $left || true
+    done
   fi
   "${compose[@]}" down -v
 }
