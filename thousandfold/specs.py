@@ -4,7 +4,7 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m",)
+NAMES = ("ml1m", "search_log")
 
 
 def path(name: str) -> pathlib.Path:

@@ -1,17 +1,20 @@
 """Compile the native kernels once, after an install, so that no process compiles while it should answer.
 
-A small simulated log goes through every stage in this process; numba keeps what it compiles on disk.
+Each process rehearses with made-up events when it starts; here all of them do, and a small simulated log goes through every stage
+and through the scorer. numba keeps what it compiles on disk.
 """
 
+import asyncio
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from learner import episodes, prequential, seen
+from learner import episodes, rehearsal
+from learner.loop import layout_of
 from learner.step import Trainer
 from models import base, scorer
-from state import columns, config, ids, spec
+from state import config, ids
+from streams import warming
 from thousandfold import pipeline, produce, specs
 
 LISTS = 60
@@ -33,36 +36,21 @@ def raw_messages(settings: config.Config, lists: int = LISTS, seed: int = 0) -> 
 
 
 def warm(settings: config.Config) -> int:
-    """Run the log through streams, learner and scorer; returns the rows trained."""
+    """Rehearse every process of a configuration; returns the rows trained on the way."""
+    asyncio.run(warming.warm(settings))
+    rehearsal.warm_up(settings)
     flow = pipeline.Pipeline(settings)
     packed = [*flow.feed(raw_messages(settings)), *flow.end()]
-    layout = episodes.Layout(
-        spec.fingerprint(settings.features, settings.action_kinds),
-        spec.id_width(settings.features),
-        len(spec.number_names(settings.features)),
-        len(settings.objectives),
-    )
+    layout = layout_of(settings)
     lists = episodes.merge([episodes.decode(value, layout) for value in packed], layout)
-    found = lists.columns
-    seen.Seen(1024).add(seen.keys_of(found["request"], found["task"], found["version"]))
     trainer = Trainer(settings)
-    scores = []
     for minibatch in episodes.minibatches(lists, settings.learner.rows_per_step):
         trainer.score(minibatch.batch)
-        scores.append(trainer.step(minibatch.batch, minibatch.now_ms))
-    figures = prequential.Prequential(tuple(o.name for o in settings.objectives), (), 8, 1000)
-    adapted, plain = (np.concatenate([getattr(s, name) for s in scores]) for name in ("adapted", "unadapted"))
-    variants = np.stack([adapted, plain, np.full_like(plain, np.nan)])
-    figures.update(found["scenario"], found["user"], found["n_items"], variants, found["label"], found["weight"], lists.scenarios)
-    figures.report()
-    _score(trainer, settings, found)
-    return lists.rows
-
-
-def _score(trainer: Trainer, settings: config.Config, found: columns.Columns) -> None:
-    model = scorer.Scorer(settings, trainer.arrays())
+        trainer.step(minibatch.batch, minibatch.now_ms)
+    found, model = lists.columns, scorer.Scorer(settings, trainer.arrays())
     support = base.Support(found["s_ids"][:4], found["s_x"][:4], found["s_label"][:4])
     model.score(found["ids"][:8], found["x"][:8], int(found["scenario"][0]), support)
+    return lists.rows
 
 
 if __name__ == "__main__":
