@@ -91,10 +91,11 @@ def prepare(config: Config, source: produce.Source, seed: int) -> tuple[dict[str
     serving = {name: model.pop(name) for name in trainer.serving_names}
     known = [user for user, rows in seen.items() if rows >= config.meta.support_rows]
     tasks = np.array([ids.of(user) for user in known], np.uint64)
+    values = dict(zip(known, flow.supports(tasks), strict=True))
+    known = [user for user, value in values.items() if value is not None]
     with redis.Redis.from_url(config.store.url) as client:
-        for task, value in zip(tasks.tolist(), flow.supports(tasks), strict=True):
-            if value is not None:
-                client.set(config.store.prefix.encode() + b"s" + int(task).to_bytes(8, "little"), value, px=TTL_MS)
+        for user in known:
+            client.set(config.store.prefix.encode() + b"s" + ids.of(user).to_bytes(8, "little"), values[user] or b"", px=TTL_MS)
     random = np.random.default_rng(seed)
     items = [
         msgspec.json.encode(
