@@ -46,7 +46,7 @@ def test_an_image_is_ours_or_pinned_by_a_default_that_the_environment_can_change
     if name in OURS:
         assert image == "${THOUSANDFOLD_IMAGE:-thousandfold:local}"
         return
-    found = re.fullmatch(r"docker\.io/[a-z]+/[a-z]+:\$\{([A-Z]+)_TAG:-(v?\d[\d.]*)\}", image)
+    found = re.fullmatch(r"[a-z]+/[a-z]+:\$\{([A-Z]+)_TAG:-(v?\d[\d.]*)\}", image)
     assert found, image
     assert found[1].lower() == name
 
