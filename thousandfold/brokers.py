@@ -35,26 +35,17 @@ class BrokerFailed(Refused, RuntimeError):
     """A broker could not be started or did not answer; the message holds the end of its log."""
 
 
-class Broker:
+class Broker(children.Server):
     """A running broker: `name`, `bootstrap`, and for one of ours its pid, data directory and log."""
 
     def __init__(self, name: str, bootstrap: str, argv: tuple[str, ...] = (), directory: pathlib.Path | None = None) -> None:
-        self.name = name
-        self.bootstrap = bootstrap
-        self.label = LABELS[name]
-        self.directory = directory
-        self._argv = argv
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(name, argv, directory)
+        self.bootstrap, self.label = bootstrap, LABELS[name]
 
     @property
     def keep_for_ever(self) -> bool:
         """Whether topics must be created without retention: the embedded broker drops records by their own old time."""
         return self.name == EMBEDDED
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None when it is not ours or does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
     def log(self) -> pathlib.Path:
@@ -69,18 +60,7 @@ class Broker:
         Raises:
             BrokerFailed: it ended, or did not answer in time.
         """
-        self._process = children.start(self._argv, self.log)
-        _wait_until_it_answers(self.bootstrap, self._process, self.log, timeout_s)
-
-    def kill(self) -> None:
-        """Kill -9, for fault tests; `start` brings it back on the same data."""
-        if self._process:
-            children.kill(self._process)
-
-    def stop(self) -> None:
-        """Stop it if it is ours."""
-        if self._process:
-            children.stop(self._process)
+        _wait_until_it_answers(self.bootstrap, self._spawn(self.log), self.log, timeout_s)
 
     def data_bytes(self) -> int:
         """Size of its data on disk; 0 when it is not ours."""

@@ -48,6 +48,34 @@ def dies_with_parent(number: int = signal.SIGKILL) -> Callable[[], None] | None:
     return ask
 
 
+class Server:
+    """A server that we run on data of its own; without `argv` it is somebody else's, and nothing here touches it."""
+
+    def __init__(self, name: str, argv: tuple[str, ...], directory: pathlib.Path | None) -> None:
+        self.name, self.directory = name, directory
+        self._argv = argv
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None when it is not ours or does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def kill(self) -> None:
+        """Kill -9, for fault tests; `start` brings it back on the same data."""
+        if self._process:
+            kill(self._process)
+
+    def stop(self) -> None:
+        """Stop it if it is ours."""
+        if self._process:
+            stop(self._process)
+
+    def _spawn(self, log: pathlib.Path) -> subprocess.Popen[bytes]:
+        self._process = start(self._argv, log)
+        return self._process
+
+
 def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_AFTER_S) -> int:
     """SIGTERM, then after `timeout_s` SIGKILL; returns the exit code."""
     if process.poll() is None:

@@ -3,14 +3,16 @@
 `replay` and the warm-up of the kernels use it. What the workers read from the store comes from `state.memory_store`.
 """
 
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 
-from state import columns, features, memory_store, records, stores
+from state import columns, features, ids, memory_store, records, stores
 from state.config import Config
 from streams import enrich, group, join, samples
+from thousandfold import produce
 
 Result = TypeVar("Result")
 CAUGHT_UP = enrich.CaughtUp(impressions=True, clicks=True)
@@ -26,6 +28,16 @@ class Raw(NamedTuple):
     offset: int
     value: bytes | None
     at_ms: int
+
+
+def raw(sends: Iterable[produce.Send], partitions: int) -> Iterator[Raw]:
+    """Messages as the raw topics would hold them: partitioned by user, offsets from 0, at the time they are due."""
+    following: dict[tuple[str, int], int] = {}
+    for send in sends:
+        topic: Literal["impressions", "clicks"] = "impressions" if isinstance(send.message, produce.Impression) else "clicks"
+        partition = ids.of(send.message.user_id) % partitions
+        offset = following[topic, partition] = following.get((topic, partition), -1) + 1
+        yield Raw(topic, partition, offset, msgspec.json.encode(send.message), send.due_ms)
 
 
 class Counts:

@@ -24,20 +24,12 @@ class StoreFailed(Refused, RuntimeError):
     """A store could not be started or did not answer; the message says what to do."""
 
 
-class RunningStore:
+class RunningStore(children.Server):
     """A running store: `name` and `url`, and for one of ours its pid; append-only file written every second, loopback only."""
 
     def __init__(self, name: str, url: str, argv: tuple[str, ...] = (), directory: pathlib.Path | None = None) -> None:
-        self.name = name
+        super().__init__(name, argv, directory)
         self.url = url
-        self.directory = directory
-        self._argv = argv
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None when it is not ours or does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
     def log(self) -> pathlib.Path:
@@ -52,18 +44,7 @@ class RunningStore:
         Raises:
             StoreFailed: it ended, or did not answer in time.
         """
-        self._process = children.start(self._argv, self.log)
-        _wait_until_it_answers(self.url, self._process, self.log, timeout_s)
-
-    def kill(self) -> None:
-        """Kill -9, for fault tests; `start` brings it back from its append-only file."""
-        if self._process:
-            children.kill(self._process)
-
-    def stop(self) -> None:
-        """Stop it if it is ours."""
-        if self._process:
-            children.stop(self._process)
+        _wait_until_it_answers(self.url, self._spawn(self.log), self.log, timeout_s)
 
 
 def binary(environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:

@@ -5,15 +5,12 @@ and through the scorer. numba keeps what it compiles on disk.
 """
 
 import asyncio
-from typing import Any
-
-import msgspec
 
 from learner import episodes, rehearsal
 from learner.loop import layout_of
 from learner.step import Trainer
 from models import base, scorer
-from state import config, ids
+from state import config
 from streams import warming
 from thousandfold import pipeline, produce, specs
 
@@ -25,14 +22,7 @@ def raw_messages(settings: config.Config, lists: int = LISTS, seed: int = 0) -> 
     """A simulated log as raw messages, partitioned by user and in order of sending."""
     world, events = produce.open_log("simulate", seed)
     sends = produce.sends(produce.limited(events, lists), world, produce.Stamp(produce.Pace(rate=1000), START_MS), "warm")
-    out: list[pipeline.Raw] = []
-    following: dict[tuple[str, int], int] = {}
-    for send in sends:
-        topic: Any = "impressions" if isinstance(send.message, produce.Impression) else "clicks"
-        partition = ids.of(send.message.user_id) % settings.kafka.partitions
-        offset = following[topic, partition] = following.get((topic, partition), -1) + 1
-        out.append(pipeline.Raw(topic, partition, offset, msgspec.json.encode(send.message), send.due_ms))
-    return out
+    return list(pipeline.raw(sends, settings.kafka.partitions))
 
 
 def warm(settings: config.Config) -> int:

@@ -12,9 +12,8 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import numpy as np
 import tomli_w
 import typer
@@ -22,7 +21,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from rich.console import Console
 
 from state import config as configuration
-from state import disk_snapshots, ids, kafka_settings, kafka_topics, plan, snapshots
+from state import disk_snapshots, kafka_settings, kafka_topics, plan, snapshots
 from state.config import Config
 from thousandfold import brokers, children, pipeline, produce, specs, supervisor
 from thousandfold.bench import report
@@ -41,13 +40,9 @@ def episodes(config: Config, lists: int, source: produce.Source, seed: int) -> t
     # Slow enough in event time that users come back after their window: supports are as full as in a real stream.
     begin_ms = int(time.time() * 1000) - EVENT_HOURS * 3_600_000
     stamp = produce.Stamp(produce.Pace(rate=EVENT_ROWS_PER_S), begin_ms)
-    flow, out, batch = pipeline.Pipeline(config), [], []
-    following: dict[tuple[str, int], int] = {}
-    for send in produce.sends(produce.limited(events, lists), world, stamp, "bench"):
-        topic: Any = "impressions" if isinstance(send.message, produce.Impression) else "clicks"
-        partition = ids.of(send.message.user_id) % config.kafka.partitions
-        offset = following[topic, partition] = following.get((topic, partition), -1) + 1
-        batch.append(pipeline.Raw(topic, partition, offset, msgspec.json.encode(send.message), send.due_ms))
+    flow, out, batch = pipeline.Pipeline(config), list[bytes](), list[pipeline.Raw]()
+    for message in pipeline.raw(produce.sends(produce.limited(events, lists), world, stamp, "bench"), config.kafka.partitions):
+        batch.append(message)
         if len(batch) == BATCH:
             out += flow.feed(batch)
             batch = []

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
@@ -72,16 +73,12 @@ def settings(directory: pathlib.Path, store_url: str) -> tuple[Config, pathlib.P
 def prepare(config: Config, source: produce.Source, seed: int) -> tuple[dict[str, dict[str, Any]], Users, list[bytes]]:
     """Train on the first lists and fill the store: (parts of a snapshot, users, pieces of candidate lists as JSON)."""
     world, events = produce.open_log(source, seed)
-    flow, batch, packed = pipeline.Pipeline(config), [], []
-    seen: dict[str, int] = {}
-    following: dict[tuple[str, int], int] = {}
+    flow, seen = pipeline.Pipeline(config), Counter[str]()
     stamp = produce.Stamp(produce.Pace(rate=200), int(time.time() * 1000) - 1000 * TRAINED_LISTS // 100)
-    for send in produce.sends(produce.limited(events, TRAINED_LISTS), world, stamp, "bench"):
-        topic: Any = "impressions" if isinstance(send.message, produce.Impression) else "clicks"
-        partition = ids.of(send.message.user_id) % config.kafka.partitions
-        offset = following[topic, partition] = following.get((topic, partition), -1) + 1
-        seen[send.message.user_id] = seen.get(send.message.user_id, 0) + send.rows
-        batch.append(pipeline.Raw(topic, partition, offset, msgspec.json.encode(send.message), send.due_ms))
+    sends = list(produce.sends(produce.limited(events, TRAINED_LISTS), world, stamp, "bench"))
+    for send in sends:
+        seen[send.message.user_id] += send.rows
+    batch = list(pipeline.raw(sends, config.kafka.partitions))
     packed = [*flow.feed(batch), *flow.end()]
     layout, trainer = layout_of(config), Trainer(config)
     lists = episodes.merge([episodes.decode(value, layout) for value in packed], layout)
