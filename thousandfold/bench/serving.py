@@ -74,7 +74,7 @@ def prepare(config: Config, source: produce.Source, seed: int) -> tuple[dict[str
     """Train on the first lists and fill the store: (parts of a snapshot, users, pieces of candidate lists as JSON)."""
     world, events = produce.open_log(source, seed)
     flow, seen = pipeline.Pipeline(config), Counter[str]()
-    stamp = produce.Stamp(produce.Pace(rate=200), int(time.time() * 1000) - 1000 * TRAINED_LISTS // 100)
+    stamp = produce.Stamp(produce.Pace(rate=200), int(time.time() * 1000) - 1000 * TRAINED_LISTS // 10)
     sends = list(produce.sends(produce.limited(events, TRAINED_LISTS), world, stamp, "bench"))
     for send in sends:
         seen[send.message.user_id] += send.rows
