@@ -3,14 +3,14 @@
 EPNet scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet
 scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One tower is
 shared by all scenarios and its hidden weights by all objectives; each objective has gates and an output of its own. Beside
-the tower stand a first-order weight per id and the user . item product.
+the tower stands the wide part (`models.wide`).
 """
 
 import itertools
 
 import torch
 
-from models import base, pepnet_native
+from models import base, pepnet_native, wide
 from state import config
 
 
@@ -25,6 +25,7 @@ class PEPNet:
         self.scenario = [self.geometry.span(n) for n in self.model.scenario_features if n in self.geometry.categories]
         self.personal = [self.geometry.span(n) for n in self.model.personal_features if n in self.geometry.categories]
         self.inputs = self.geometry.dense
+        self.wide = wide.plan(settings)
         self.shapes = self._shapes()
 
     def _shapes(self) -> base.Shapes:
@@ -47,17 +48,14 @@ class PEPNet:
         shapes |= _layer("tower", widths[-2], widths[-1])
         shapes["output.weight"] = (objectives, widths[-1])
         shapes["output.bias"] = (objectives,)
-        if model.wide:
-            shapes["wide.scale"] = (objectives * 2,)
-        return shapes
+        return shapes | wide.shapes(self.wide)
 
     def initial(self, seed: int) -> torch.Tensor:
         """Fan-in normal weights, zero biases; the output starts at the size that a fan-in of the last layer gives."""
         flat = base.fan_in_normal(self.shapes, seed)
         views = base.views(flat, self.shapes)
         views["output.weight"].mul_((self.objectives / self.model.hidden[-1]) ** 0.5)
-        if self.model.wide:
-            views["wide.scale"].fill_(1.0)
+        wide.start(views)
         return flat
 
     def fast_parameters(self) -> tuple[str, ...]:
@@ -84,7 +82,7 @@ class PEPNet:
                 hidden = torch.relu(torch.addmm(bias, entry, weight)).unsqueeze(1) * gates[i]
             else:
                 hidden = torch.relu(hidden @ weight + bias) * gates[i]
-        return base.MetaInput(hidden, gates[-1], self._wide(parameters, x))
+        return base.MetaInput(hidden, gates[-1], wide.logits(parameters, x, self.wide))
 
     def _epnet(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         if not self.model.use_epnet:
@@ -108,17 +106,6 @@ class PEPNet:
             logit = torch.baddbmm(bias, parts[i], parameters[f"ppnet.out{i}.weight"])
             gates.append(self.model.gamma * torch.sigmoid(logit).transpose(0, 1))
         return gates
-
-    def _wide(self, parameters: base.Parameters, x: torch.Tensor) -> torch.Tensor:
-        if not self.model.wide:
-            return x.new_zeros(len(x), self.objectives)
-        g = self.geometry
-        scale = parameters["wide.scale"].view(self.objectives, 2)
-        offset = x[:, g.dense :].sum(1, keepdim=True) * scale[:, 0]
-        if g.user < 0 or g.item < 0:
-            return offset
-        user, item = x[:, g.user * g.width : (g.user + 1) * g.width], x[:, g.item * g.width : (g.item + 1) * g.width]
-        return offset + (user * item).sum(1, keepdim=True) * scale[:, 1]
 
 
 def _layer(name: str, inputs: int, outputs: int) -> base.Shapes:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, towers
+from models import base, towers, wide
 from state import config
 from state.kernels import kernel
 
@@ -19,22 +19,18 @@ F32 = npt.NDArray[np.float32]
 
 
 class Plan(NamedTuple):
-    """Geometry for the kernels: E, numbers read by the network, objectives, gamma, personal columns, user and item columns."""
+    """Geometry for the kernels: C x E, numbers read by the network, E, gamma, columns of the personal embeddings."""
 
     embedded: int
     dense: int
     width: int
-    objectives: int
     gamma: float
     personal: I64
-    user: int
-    item: int
-    wide: bool
 
 
 @kernel
-def _join(x: F32, gate: F32, plan: Plan, scale: F32, entry: F32, offset: F32) -> None:
-    """`entry` = [embeddings x gate | numbers | personal embeddings]; `gate` becomes gamma x sigmoid; `offset`, the wide part."""
+def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
+    """`entry` = [embeddings x gate | numbers | personal embeddings]; `gate` becomes gamma x sigmoid."""
     gamma = np.float32(plan.gamma)
     for i in range(len(x)):
         for j in range(plan.embedded):
@@ -47,22 +43,6 @@ def _join(x: F32, gate: F32, plan: Plan, scale: F32, entry: F32, offset: F32) ->
             for d in range(plan.width):
                 entry[i, at + d] = x[i, plan.personal[p] + d]
             at += plan.width
-        first, product = _wide_terms(x[i], plan)
-        for o in range(plan.objectives):
-            offset[i, o] = first * scale[2 * o] + product * scale[2 * o + 1] if plan.wide else np.float32(0)
-
-
-@kernel
-def _wide_terms(x: F32, plan: Plan) -> tuple[np.float32, np.float32]:
-    """Sum of the first-order weights, and the user . item product."""
-    first, product = np.float32(0), np.float32(0)
-    if plan.wide:
-        for j in range(plan.dense, len(x)):
-            first += x[j]
-        if plan.user >= 0 and plan.item >= 0:
-            for d in range(plan.width):
-                product += x[plan.user + d] * x[plan.item + d]
-    return first, product
 
 
 @kernel
@@ -131,12 +111,9 @@ def column_sums(values: F32, low: int, out: F32) -> None:
 
 
 @kernel
-def _split(
-    x: F32, gate: F32, dentry: F32, dpersonal: F32, doffset: F32, plan: Plan, scale: F32, dgate: F32, dscale: F32, dx: F32
-) -> None:
-    """Backward of `_join`: gradients of the gate's logit, of the inputs and of the wide part's scales."""
+def _split(x: F32, gate: F32, dentry: F32, dpersonal: F32, plan: Plan, dgate: F32, dx: F32) -> None:
+    """Backward of `_join`: gradients of the gate's logit and of the inputs."""
     inverse = np.float32(1.0 / plan.gamma)
-    dscale[:] = 0
     for i in range(len(dx)):
         for j in range(plan.embedded):
             g = gate[i, j]
@@ -149,21 +126,6 @@ def _split(
             for d in range(plan.width):
                 dx[i, plan.personal[p] + d] += dpersonal[i, at + d]
             at += plan.width
-        if not plan.wide:
-            continue
-        first, product = _wide_terms(x[i], plan)
-        up_first, up_product = np.float32(0), np.float32(0)
-        for o in range(plan.objectives):
-            dscale[2 * o] += doffset[i, o] * first
-            dscale[2 * o + 1] += doffset[i, o] * product
-            up_first += doffset[i, o] * scale[2 * o]
-            up_product += doffset[i, o] * scale[2 * o + 1]
-        for j in range(plan.dense, dx.shape[1]):
-            dx[i, j] = up_first
-        if plan.user >= 0 and plan.item >= 0:
-            for d in range(plan.width):
-                dx[i, plan.user + d] += up_product * x[i, plan.item + d]
-                dx[i, plan.item + d] += up_product * x[i, plan.user + d]
 
 
 class Saved(NamedTuple):
@@ -201,11 +163,9 @@ class Network:
         spans = {name: geometry.span(name) for name in geometry.categories}
         self.scenario = [spans[n] for n in dict.fromkeys(model.scenario_features) if n in spans]
         personal = [spans[n].start for n in model.personal_features if n in spans]
-        self.plan = Plan(
-            geometry.embedded, geometry.dense, geometry.width, geometry.objectives, model.gamma,
-            np.array(personal, np.int64), geometry.user * geometry.width, geometry.item * geometry.width, model.wide,
-        )  # fmt: skip
-        self.scale = self.parameters["wide.scale"].numpy() if model.wide else np.zeros(2 * geometry.objectives, np.float32)
+        self.plan = Plan(geometry.embedded, geometry.dense, geometry.width, model.gamma, np.array(personal, np.int64))
+        self.wide = wide.plan(settings)
+        self.beside = wide.arrays({name: view.numpy() for name, view in self.parameters.items()}, self.wide)
         starts = np.cumsum([0, *(geometry.objectives * width for width in self.layers)])
         self.starts: list[int] = starts.tolist()
         self.gate_parts = self._gate_parts()
@@ -219,7 +179,8 @@ class Network:
             seen = torch.addmm(p["epnet.in.bias"], inputs, p["epnet.in.weight"]).relu_()
             gate = torch.addmm(p["epnet.out.bias"], seen, p["epnet.out.weight"]).sigmoid_()
             entry, offset = torch.empty(rows, len(p["ppnet.in.weight"])), np.empty((rows, objectives), np.float32)
-            _join(x, gate.numpy(), plan, self.scale, entry.numpy(), offset)
+            _join(x, gate.numpy(), plan, entry.numpy())
+            wide.forward(x, self.wide, self.beside, offset)
             width = self.layers[0]
             first = torch.empty(rows, width + len(p["ppnet.in.bias"]))
             torch.addmm(p["hidden0.bias"], entry[:, : plan.dense], p["hidden0.weight"], out=first[:, :width])
@@ -317,19 +278,8 @@ class Network:
         dentry = dfirst[:, :width] @ self.turned["hidden0.weight"][:, : plan.embedded]
         dpersonal = dfirst[:, width:] @ self.turned["ppnet.in.weight"][:, plan.dense :]
         dgate, dx = torch.empty(rows, plan.embedded), torch.empty(rows, saved.x.shape[1])
-        dscale = gradient.arrays["wide.scale"] if plan.wide else np.zeros_like(self.scale)
-        _split(
-            saved.x,
-            saved.gate,
-            dentry.numpy(),
-            dpersonal.numpy(),
-            slopes.offset,
-            plan,
-            self.scale,
-            dgate.numpy(),
-            dscale,
-            dx.numpy(),
-        )
+        _split(saved.x, saved.gate, dentry.numpy(), dpersonal.numpy(), plan, dgate.numpy(), dx.numpy())
+        wide.backward(saved.x, self.wide, self.beside, slopes.offset, wide.arrays(gradient.arrays, self.wide), dx.numpy())
         seen = torch.from_numpy(saved.seen)[:rows]
         self._weight_gradient("epnet.out", seen, dgate, gradient)
         dseen = dgate @ self.turned["epnet.out.weight"]

@@ -132,7 +132,13 @@ class Model(spec.Section, frozen=True):
         "user",
         "item",
     )
-    wide: Annotated[bool, Meta(description="add a first-order weight per id and the user . item product")] = True
+    wide: Annotated[
+        Literal["off", "product", "fm"],
+        Meta(
+            description="beside the network: nothing; a first-order weight per id and the user . item product; or a whole "
+            "factorisation machine over ids and numbers"
+        ),
+    ] = "product"
 
 
 class Embedding(spec.Section, frozen=True):

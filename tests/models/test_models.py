@@ -18,7 +18,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "deep": {"hidden": (12, 10, 8)},
     "shallow": {"hidden": (8,)},
     "no gates": {"use_epnet": False, "use_ppnet": False},
-    "no wide part": {"wide": False},
+    "no wide part": {"wide": "off"},
+    "factorisation machine": {"wide": "fm"},
     "gradients not stopped": {"stop_gradient": False},
 }
 pytestmark = [

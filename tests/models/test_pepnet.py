@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -62,3 +64,17 @@ def test_the_wide_part_is_the_first_order_weights_and_the_user_item_product() ->
     network, parameters, x = parts()
     offset = network.trunk(parameters, x).offset[:, 0]
     assert torch.allclose(offset, x[:, 18:].sum(1) + (x[:, :4] * x[:, 4:8]).sum(1), atol=1e-6)
+
+
+def test_the_wide_part_can_be_a_whole_factorisation_machine() -> None:
+    settings = minibatches.settings(1, model={"wide": "fm"})
+    network = pepnet.PEPNet(settings)
+    parameters = base.views(network.initial(0), network.shapes)
+    parameters["wide.first"].copy_(torch.randn(network.wide.numbers))
+    x, g = torch.randn(5, network.geometry.row), network.geometry
+    numbers = x[:, g.embedded : g.dense]
+    vectors = [x[:, g.span(name)] for name in g.categories]
+    vectors += [numbers[:, [j]] * parameters["wide.numbers"][j] for j in range(len(g.numbers))]
+    expected = x[:, g.dense :].sum(1) + numbers @ parameters["wide.first"]
+    expected += sum(((a * b).sum(1) for a, b in itertools.combinations(vectors, 2)), torch.zeros(5))
+    assert torch.allclose(network.trunk(parameters, x).offset[:, 0], expected, atol=1e-4)

@@ -38,7 +38,7 @@ def test_defaults_and_ranges_on_the_page_are_those_that_are_enforced() -> None:
         "partitions", "integer", "4", "≥ 1, ≤ 4,096", "partitions of every data topic (co-partitioned)"
     )
     assert rows["[[features.statistics]]", "kind"].default == ""
-    assert "`true`" in rows["[model]", "wide"].allowed
+    assert "`true`" in rows["[model]", "use_epnet"].allowed
 
 
 @pytest.mark.parametrize("file", [None, *sorted((ROOT / "examples").glob("*.toml"))], ids=lambda f: f.name if f else "defaults")
