@@ -23,6 +23,10 @@ class Work(NamedTuple):
 
     inputs: F32
     """(R + U, row)"""
+    slot: I64
+    """(R + U,)"""
+    earned: F32
+    """(R + U,)"""
     label: F32
     weight: F32
     n_items: I64
@@ -62,12 +66,13 @@ class Autograd:
     def run(self, work: Work, train: bool) -> Pass:
         """See `Engine`."""
         rows = len(work.label)
-        inputs = torch.from_numpy(work.inputs[:rows]).requires_grad_(train)
+        every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
+        inputs = every.x[:rows].requires_grad_(train)
         label, weight = torch.from_numpy(work.label), torch.from_numpy(work.weight)
         with torch.set_grad_enabled(train):
-            meta = self.model.trunk(self.parameters, inputs)
+            meta = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
             plain = self.model.tower(self.fast, meta)
-            adapted = self._adapted(work, meta, plain)
+            adapted = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain)
             loss = _cross_entropy(plain, label, weight)
             learns = np.repeat(work.codes == modes.ON, work.n_items)
             if self.settings.weight > 0 and learns.any():
@@ -81,13 +86,13 @@ class Autograd:
         slope = inputs.grad
         return Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
 
-    def _adapted(self, work: Work, meta: base.MetaInput, plain: torch.Tensor) -> torch.Tensor:
+    def _adapted(self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor) -> torch.Tensor:
         """Logits (R, O) under each list's adapted tower; the plain ones where a list is not adapted."""
         if not len(work.found.rows):
             return plain
         padded = supports.pad(work.found, work.n_items)
         with torch.no_grad():
-            known = self.model.trunk(self.parameters, torch.from_numpy(work.inputs[len(work.label) :]))
+            known = self.model.trunk(self.parameters, support)
             label = torch.from_numpy(work.s_label)[padded.support]
             change = adaptation.adapt(
                 self.fast, adaptation.pick(known, padded.support), label, padded.weight,

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from learner import optimizers, passes
-from models import base, embedding, modes, registry, supports
+from models import base, embedding, modes, registry, scenario_slots, supports
 from state import config
 
+I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -47,6 +48,8 @@ class Trainer:
         self.model = registry.build(settings)
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
+        self.slots = scenario_slots.Slots(settings.scenarios)
+        self._scenario = self.table.columns.of(base.geometry(settings).scenario)
         flat = self.model.initial(settings.learner.seed)
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.model.shapes)
@@ -61,7 +64,7 @@ class Trainer:
     @property
     def serving_names(self) -> tuple[str, ...]:
         """Names of the arrays that serving needs."""
-        return ("dense", *embedding.SERVING, *self.modes.arrays())
+        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *self.modes.arrays())
 
     def set_meta(self, scenario: str | int | None, mode: modes.Mode) -> None:
         """Switch meta-learning for one scenario (name or hash) or, with None, for those without a mode of their own."""
@@ -77,8 +80,9 @@ class Trainer:
             return self.score(batch)
         x = np.array(batch.x)
         rows = self.table.admit(np.array(batch.ids), now_ms)
-        done = self.engine.run(self._work(batch, rows, x), train=True)
-        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x))
+        work = self._work(batch, rows, x, self._slots(batch.ids, admit=True))
+        done = self.engine.run(work, train=True)
+        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work.slot))
 
     def score(self, batch: base.Batch) -> Scores:
         """Score without any change of state; ids without a row of their own read their field's shared row."""
@@ -86,22 +90,30 @@ class Trainer:
             nothing = np.zeros((0, self.model.objectives), np.float32)
             return Scores(nothing, nothing, 0.0, "no rows")
         rows = self.table.map.find(np.array(batch.ids))
-        done = self.engine.run(self._work(batch, rows, np.array(batch.x)), train=False)
+        work = self._work(batch, rows, np.array(batch.x), self._slots(batch.ids))
+        done = self.engine.run(work, train=False)
         return Scores(done.unadapted, done.adapted, done.loss, "")
 
-    def _work(self, batch: base.Batch, rows: I32, x: F32) -> passes.Work:
+    def _slots(self, ids: base.U64, admit: bool = False) -> I64:
+        if self._scenario < 0:
+            return np.zeros(len(ids), np.int64)
+        scenarios = ids[:, self._scenario]
+        return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
+
+    def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64) -> passes.Work:
         meta, codes = self.settings.meta, self.modes.codes(batch.scenario)
         found = supports.distinct(batch, codes, meta.min_support, meta.support_rows)
         inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
         self.table.gather(rows, x, inputs[: len(rows)])
         if len(found.rows):
             self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], inputs[len(rows) :])
+        slot = np.r_[slot, self._slots(batch.s_ids[found.rows])]
         return passes.Work(
-            inputs, np.array(batch.label), np.array(batch.weight), np.array(batch.n_items, np.int64), codes,
+            inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight), np.array(batch.n_items, np.int64), codes,
             found, batch.s_label[found.rows],
         )  # fmt: skip
 
-    def _descend(self, done: passes.Pass, rows: I32, x: F32) -> str:
+    def _descend(self, done: passes.Pass, rows: I32, x: F32, slot: I64) -> str:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
@@ -111,11 +123,12 @@ class Trainer:
         self.table.descend(rows, done.inputs)
         self.adam.descend(self.dense, self.gradient.flat.numpy(), norm)
         self.table.observe(x)
+        self.slots.observe(slot[: len(rows)])
         return ""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete training state by name: views, to be copied before the next step."""
-        return {"dense": self.dense, **self.adam.arrays(), **self.table.arrays(), **self.modes.arrays()}
+        return {"dense": self.dense, **self.adam.arrays(), **self.table.arrays(), **self.slots.arrays(), **self.modes.arrays()}
 
     def load(self, arrays: Arrays) -> None:
         """Take over a state that `arrays` returned (copied); continuing is then bit-identical.
@@ -125,7 +138,7 @@ class Trainer:
         """
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
-            fixed = name in {"dense", "moments", *self.adam.arrays()}
+            fixed = name in {"dense", "moments", *self.adam.arrays(), *scenario_slots.SERVING}
             if not fits or (fixed and arrays[name].shape != own.shape) or len(arrays["table"]) > len(self.table.table):
                 found = arrays[name].shape if name in arrays else "nothing"
                 raise ValueError(
@@ -135,4 +148,5 @@ class Trainer:
         for name, own in self.adam.arrays().items():
             own[:] = arrays[name]
         self.table.load(arrays)
+        self.slots.load(arrays)
         self.modes.load(arrays)

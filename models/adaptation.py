@@ -37,7 +37,7 @@ def adapt(
     with torch.no_grad():
         tasks, most, objectives, _ = support.hidden.shape
         hidden = support.hidden.reshape(tasks, most * objectives, -1)
-        start = (support.hidden @ fast["tower.weight"] + fast["tower.bias"]).reshape(tasks, most * objectives, -1)
+        start = (support.hidden @ fast["tower.weight"] + fast["tower.bias"] + support.shift).reshape(tasks, most * objectives, -1)
         scale = weight.unsqueeze(-1) * -rate
         error = torch.zeros_like(start)
         output = torch.zeros(tasks, *fast["output.weight"].shape)
@@ -63,7 +63,7 @@ def logits(fast: base.Parameters, adapted: Adapted, query: base.MetaInput) -> to
     """
     tasks, most, objectives, _ = query.hidden.shape
     flat = query.hidden.reshape(tasks, most * objectives, -1)
-    plain = (query.hidden @ fast["tower.weight"] + fast["tower.bias"]).reshape(tasks, most * objectives, -1)
+    plain = (query.hidden @ fast["tower.weight"] + fast["tower.bias"] + query.shift).reshape(tasks, most * objectives, -1)
     z = torch.baddbmm(plain, torch.bmm(flat, adapted.hidden.transpose(1, 2)) + 1, adapted.error)
     active = torch.relu(z).view(tasks, most, objectives, -1) * query.gate
     weights = (fast["output.weight"] + adapted.output).unsqueeze(1)

@@ -68,6 +68,8 @@ class Geometry(NamedTuple):
     user: int
     """Position of the category that holds the user id, -1 if none is declared."""
     item: int
+    scenario: int
+    """Position of the category that holds the scenario, -1 if none is declared."""
 
     @property
     def embedded(self) -> int:
@@ -102,15 +104,34 @@ def geometry(settings: config.Config) -> Geometry:
         len(settings.objectives),
         find.get("user_id", -1),
         find.get("item_id", -1),
+        find.get("scenario", -1),
     )
 
 
+class Inputs(NamedTuple):
+    """What a trunk reads of n rows, each by itself."""
+
+    x: torch.Tensor
+    """Gathered input rows (n, row), see `Geometry`."""
+    slot: torch.Tensor
+    """(n,) whose parameters a row may use beside the shared ones (int64); 0: nobody's (`models.scenario_slots`)."""
+    earned: torch.Tensor
+    """(n,) how far the slot's own parameters count, 0 to 1."""
+
+
 class MetaInput(NamedTuple):
-    """What enters the tower, per row and objective: hidden (..., O, H1), gate (..., O, H2), offset (..., O) of the logit."""
+    """What enters the tower, per row and objective. All but the tower's own weights is in here, so whatever differs between
+    scenarios does too: own hidden weights as a shift, own output weights as a factor in the gate, own biases in the offset.
+    """
 
     hidden: torch.Tensor
+    """(..., O, H1)"""
     gate: torch.Tensor
+    """(..., O, H2), times the rectified hidden layer."""
     offset: torch.Tensor
+    """(..., O), added to the logit."""
+    shift: torch.Tensor
+    """(..., O, H2) or (..., O, 1), added to the hidden layer before it is rectified."""
 
 
 class Gradient:
@@ -146,8 +167,8 @@ class Model(Protocol):
     def initial(self, seed: int) -> torch.Tensor:
         """The flat vector of initial parameters; the same seed gives the same bytes."""
 
-    def trunk(self, parameters: Parameters, x: torch.Tensor) -> MetaInput:
-        """Gathered input rows (n, row) to meta inputs."""
+    def trunk(self, parameters: Parameters, inputs: Inputs) -> MetaInput:
+        """Meta inputs of n rows."""
 
     def tower(self, fast: Parameters, meta: MetaInput) -> torch.Tensor:
         """Meta inputs to logits (n, O)."""
@@ -160,8 +181,8 @@ class Model(Protocol):
 
 
 def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:
-    """The tower that closed-form adaptation knows: relu(h W + b) x gate, then an output per objective. Logits (n, O)."""
-    hidden = torch.relu(meta.hidden @ fast["tower.weight"] + fast["tower.bias"]) * meta.gate
+    """The tower that closed-form adaptation knows: relu(h W + b + shift) x gate, then an output per objective. Logits (n, O)."""
+    hidden = torch.relu(meta.hidden @ fast["tower.weight"] + fast["tower.bias"] + meta.shift) * meta.gate
     return (hidden * fast["output.weight"]).sum(-1) + fast["output.bias"] + meta.offset
 
 

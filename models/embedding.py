@@ -29,6 +29,10 @@ class Columns(NamedTuple):
     widths: I64
     field_of: I64
 
+    def of(self, category: int) -> int:
+        """First id column of a category, -1 for none."""
+        return int(self.starts[category]) if category >= 0 else -1
+
 
 def columns(features: spec.Features) -> Columns:
     """The id columns that the feature spec declares."""

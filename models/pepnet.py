@@ -70,8 +70,9 @@ class PEPNet:
         """The hand-written form, for the usual configuration."""
         return pepnet_native.Network(self.settings, self.shapes, flat) if pepnet_native.covers(self.settings) else None
 
-    def trunk(self, parameters: base.Parameters, x: torch.Tensor) -> base.MetaInput:
+    def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """Everything up to the last hidden layer's input, that layer's gates, and the wide part as the logit's offset."""
+        x = inputs.x
         embedded, numbers = x[:, : self.geometry.embedded], x[:, self.geometry.embedded : self.geometry.dense]
         entry = self._epnet(parameters, embedded, numbers)
         gates = self._ppnet(parameters, embedded, entry)
@@ -82,7 +83,7 @@ class PEPNet:
                 hidden = torch.relu(torch.addmm(bias, entry, weight)).unsqueeze(1) * gates[i]
             else:
                 hidden = torch.relu(hidden @ weight + bias) * gates[i]
-        return base.MetaInput(hidden, gates[-1], wide.logits(parameters, x, self.wide))
+        return base.MetaInput(hidden, gates[-1], wide.logits(parameters, x, self.wide), x.new_zeros(len(x), self.objectives, 1))
 
     def _epnet(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         if not self.model.use_epnet:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import adaptation, base, embedding, kernels, modes, moments, registry, towers
+from models import adaptation, base, embedding, kernels, modes, moments, registry, scenario_slots, towers
 from state import config
 
 U64 = npt.NDArray[np.uint64]
@@ -36,11 +36,15 @@ class Scorer:
             config.ConfigError: the configuration names an unknown model.
         """
         self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
-        missing = [n for n in ("dense", *embedding.SERVING) if n not in arrays]
+        missing = [n for n in ("dense", *embedding.SERVING, *scenario_slots.SERVING) if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
         numbers, width = len(self._geometry.numbers), self._geometry.width
-        wanted = {"dense": (base.size(self.model.shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1)}
+        slots = settings.scenarios.slots
+        wanted = {
+            "dense": (base.size(self.model.shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1),
+            "slots.keys": (slots,), "slots.rows": (slots + 1,),
+        }  # fmt: skip
         for name, shape in wanted.items():
             if arrays[name].shape != shape:
                 raise ValueError(
@@ -55,6 +59,8 @@ class Scorer:
         self._parameters = base.views(flat, self.model.shapes)
         self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
         self._trunk = self.model.native(flat) if native else None
+        self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
+        self._slots.load(arrays)
         self.modes = modes.Modes(settings.meta)
         if "meta.configured" in arrays:
             self.modes.load(arrays)
@@ -76,7 +82,10 @@ class Scorer:
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
-        plain, adapted = self._by_torch(inputs, label) if self._trunk is None else self._natively(self._trunk, inputs, label)
+        if self._trunk is not None:
+            return Scored(*self._natively(self._trunk, inputs, label), used)
+        known = ids if support is None or not used else np.concatenate([ids, support.ids[-used:]])
+        plain, adapted = self._by_torch(self._inputs(inputs, known), label)
         return Scored(plain, adapted, used)
 
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
@@ -107,11 +116,15 @@ class Scorer:
         towers.plain(known._replace(z=z.numpy().reshape(rows, -1)), fitted, rows, adapted)
         return plain, adapted
 
-    def _by_torch(self, inputs: F32, label: F32) -> tuple[F32, F32]:
+    def _inputs(self, gathered: F32, ids: U64) -> base.Inputs:
+        slot = np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])
+        return base.Inputs(*(torch.from_numpy(part) for part in (gathered, slot, self._slots.earned(slot))))
+
+    def _by_torch(self, inputs: base.Inputs, label: F32) -> tuple[F32, F32]:
         """The same through the model's own trunk and tower."""
-        rows, settings = len(inputs) - len(label), self.settings.meta
+        rows, settings = len(inputs.x) - len(label), self.settings.meta
         with torch.inference_mode():
-            known = self.model.trunk(self._parameters, torch.from_numpy(inputs))
+            known = self.model.trunk(self._parameters, inputs)
             query = base.MetaInput(*(part[:rows] for part in known))
             plain = torch.sigmoid(self.model.tower(self._fast, query)).numpy()
             if not len(label):

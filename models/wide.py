@@ -1,7 +1,7 @@
 """The wide part: beside the network, each objective's logit gets scaled sums that need no hidden layer.
 
 "product" adds the first-order weights of the ids and the user . item product; "fm" adds a whole factorisation machine (Rendle
-2010): first-order weights of ids and numbers, and the inner products of all pairs, where a number has a vector of its own that its
+2010): first-order weights of ids and numbers, and the inner products of all pairs, where a number has a vector that its
 value scales. Written twice, for autograd and by hand for the native trunk; the tests hold the two together.
 """
 

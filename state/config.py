@@ -40,6 +40,9 @@ class Topics(spec.Section, frozen=True):
     plan: Annotated[str, Meta(min_length=1, description="topic of what each step consumes; one partition")] = "plan"
     snapshots: Annotated[str, Meta(min_length=1, description="topic of manifests; one partition")] = "snapshots"
     deltas: Annotated[str, Meta(min_length=1, description="topic of changed rows between snapshots; one partition")] = "deltas"
+    control: Annotated[
+        str, Meta(min_length=1, description="topic of switches that the learner obeys; one partition, compacted")
+    ] = "control"
     dead_letters: Annotated[str, Meta(min_length=1, description="topic of what nobody could use; one partition")] = "dead-letters"
     raw_retention_hours: Annotated[float, Meta(gt=0, description="hours that impressions and clicks are kept")] = 168.0
     derived_retention_hours: Annotated[float, Meta(gt=0, description="hours that derived topics are kept")] = 48.0
@@ -72,6 +75,13 @@ class Scenarios(spec.Section, frozen=True):
 
     known: Annotated[tuple[str, ...], Meta(description="names that are shown even before they have data")] = ()
     max_shown: Annotated[int, Meta(ge=1, description="scenarios with metrics of their own; more share `other`")] = 256
+    slots: Annotated[
+        int,
+        Meta(ge=1, le=1024, description="scenarios that a model can give parameters of their own; more are served as shared"),
+    ] = 16
+    prior_rows: Annotated[
+        float, Meta(gt=0, description="a scenario's own parameters count n / (n + this) after n training rows")
+    ] = 10_000.0
 
 
 class Actions(spec.Section, frozen=True):

@@ -15,6 +15,7 @@ def meta(generator: torch.Generator, *shape: int, objectives: int) -> base.MetaI
         torch.randn(*shape, objectives, H1, generator=generator),
         torch.rand(*shape, objectives, H2, generator=generator) * 2,
         torch.randn(*shape, objectives, generator=generator),
+        torch.randn(*shape, objectives, H2, generator=generator),
     )
 
 

@@ -15,6 +15,10 @@ def parts(**model: object) -> tuple[pepnet.PEPNet, dict[str, torch.Tensor], torc
     return network, parameters, torch.randn(7, network.geometry.row, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
+def read(x: torch.Tensor) -> base.Inputs:
+    return base.Inputs(x, torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x)))
+
+
 def embedding_gradient(output: torch.Tensor, x: torch.Tensor, network: pepnet.PEPNet) -> dict[str, bool]:
     slope = torch.autograd.grad(output.sum(), x, retain_graph=True)[0]
     return {name: bool(slope[:, network.geometry.span(name)].any()) for name in network.geometry.categories}
@@ -55,14 +59,14 @@ def test_each_objective_has_gates_and_an_output_of_its_own_and_shares_the_hidden
     network = pepnet.PEPNet(minibatches.settings(3))
     assert network.shapes["tower.weight"] == (12, 8)
     assert network.shapes["output.weight"] == (3, 8)
-    meta = network.trunk(base.views(network.initial(0), network.shapes), torch.randn(5, network.geometry.row))
+    meta = network.trunk(base.views(network.initial(0), network.shapes), read(torch.randn(5, network.geometry.row)))
     assert meta.hidden.shape == (5, 3, 12)
     assert not torch.equal(meta.gate[:, 0], meta.gate[:, 1])
 
 
 def test_the_wide_part_is_the_first_order_weights_and_the_user_item_product() -> None:
     network, parameters, x = parts()
-    offset = network.trunk(parameters, x).offset[:, 0]
+    offset = network.trunk(parameters, read(x)).offset[:, 0]
     assert torch.allclose(offset, x[:, 18:].sum(1) + (x[:, :4] * x[:, 4:8]).sum(1), atol=1e-6)
 
 
@@ -77,4 +81,4 @@ def test_the_wide_part_can_be_a_whole_factorisation_machine() -> None:
     vectors += [numbers[:, [j]] * parameters["wide.numbers"][j] for j in range(len(g.numbers))]
     expected = x[:, g.dense :].sum(1) + numbers @ parameters["wide.first"]
     expected += sum(((a * b).sum(1) for a, b in itertools.combinations(vectors, 2)), torch.zeros(5))
-    assert torch.allclose(network.trunk(parameters, x).offset[:, 0], expected, atol=1e-4)
+    assert torch.allclose(network.trunk(parameters, read(x)).offset[:, 0], expected, atol=1e-4)
