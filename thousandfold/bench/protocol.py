@@ -249,13 +249,28 @@ def _part(block: _Block, inputs: Inputs, first: int, last: int) -> base.Batch:
     )  # fmt: skip
 
 
-def run(config: configuration.Config, inputs: Inputs, tell: Tell | None = None) -> Scores:
+def frozen(inputs: Inputs, lists: int) -> Inputs:
+    """The same inputs where labels of the first `lists` lists only ever become known."""
+    return inputs._replace(known=np.minimum(inputs.known, lists))
+
+
+def run(
+    config: configuration.Config,
+    inputs: Inputs,
+    tell: Tell | None = None,
+    trainer: step.Trainer | None = None,
+    until: int | None = None,
+) -> Scores:
     """One pass: every block is scored whole, then what has become known is trained on, in minibatches of whole lists.
+
+    `trainer` is trained instead of a new one. Lists from `until` on are scored only: neither trained on nor support.
 
     Raises:
         FloatingPointError: a step was skipped because its loss or gradient was not finite; lower the learning rates.
     """
-    trainer, known = step.Trainer(config), Supports(config, inputs)
+    until = len(inputs.ts) if until is None else until
+    inputs = frozen(inputs, until)
+    trainer, known = trainer or step.Trainer(config), Supports(config, inputs)
     out = Scores(*(np.full_like(inputs.label, np.nan) for _ in Scores._fields))
     waiting: list[_Block] = []
     for first, last in episodes.cut(np.diff(inputs.start), config.quality.block_rows):
@@ -263,9 +278,10 @@ def run(config: configuration.Config, inputs: Inputs, tell: Tell | None = None) 
         scored = trainer.score(block.batch)
         low, high = int(inputs.start[first]), int(inputs.start[last])
         out.adapted[low:high], out.unadapted[low:high] = scored.adapted, scored.unadapted
-        waiting.append(block)
+        if first < until:
+            waiting.append(block)
         # The end of the log tells the labels of the last block, unless they are late.
-        ready = int(inputs.known[last]) if last < len(inputs.ts) else 0 if any(inputs.lag) else last
+        ready = int(inputs.known[last]) if last < len(inputs.ts) else 0 if any(inputs.lag) else min(last, until)
         waiting = _train(trainer, config, inputs, waiting, ready, out.live)
         if tell is not None:
             tell(high, inputs.rows)

@@ -29,12 +29,18 @@ BUSY = 0.55
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry point: its share of the sessions, how willing its visitors are (added to the logit), its mean list length."""
+    """One entry point: its share of the sessions, how willing its visitors are (added to the logit), its mean list length.
+
+    `shared` scales what all scenarios have in common (an item's worth, a user's taste) for its visitors: with -1 they like what
+    the others do not, so that what is learned elsewhere does harm. `own` scales the scenario's own liking.
+    """
 
     name: str
     share: Annotated[float, Meta(gt=0)]
     bias: float = 0.0
     list_length: Annotated[float, Meta(ge=1, le=500)] = 23.0
+    shared: Annotated[float, Meta(ge=-2, le=2)] = 1.0
+    own: Annotated[float, Meta(ge=0, le=10)] = 1.0
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -72,6 +78,28 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     duplicate_share: Annotated[Share, Meta(description="share of messages that are sent twice")] = 0.01
     disorder_share: Annotated[Share, Meta(description="share of messages that are held back")] = 0.05
     disorder_ms: Annotated[int, Meta(ge=0, description="longest hold")] = 2_000
+
+
+SEESAW = Settings(
+    scenarios=(
+        Scenario("large", 0.80, 0.0, 12.0),
+        Scenario("middle", 0.12, -0.4, 12.0),
+        Scenario("small", 0.02, 0.3, 12.0),
+        Scenario("contrary", 0.06, 0.0, 12.0, shared=-1.0, own=2.0),
+    ),
+    users=1_500,
+    items=800,
+    item_spread=0.9,
+    user_spread=0.6,
+    taste_spread=0.9,
+    scenario_spread=0.4,
+    position_bias=0.6,
+    base=-1.2,
+    drift_spread=0.4,
+    delay_median_s=0.0,
+    delay_p90_s=0.0,
+)
+"""Known truth for `bench models`: scenarios of unequal size share what their visitors like; those of `contrary` like the reverse."""
 
 
 class Waiting(NamedTuple):
@@ -228,15 +256,16 @@ class Simulator:
         user, scenario, position = lists.user[of], lists.scenario[of], np.arange(len(item)) - start[of]
         factors = self._item_factors[item]
         root = math.sqrt(self.FACTORS)
+        shared, own = (np.array([getattr(c, name) for c in s.scenarios])[scenario] for name in ("shared", "own"))
         logit = (
             s.base
             + np.array([c.bias for c in s.scenarios])[scenario]
             + self._scenario_drift[scenario]
-            + self._item_bias[item]
-            + self._item_drift[item]
+            + shared * self._item_bias[item]
+            + shared * self._item_drift[item]
             + self._user_bias[user]
-            + s.taste_spread / root * np.einsum("rf,rf->r", self._user_factors[user], factors)
-            + s.scenario_spread / root * np.einsum("rf,rf->r", self._liking[scenario], factors)
+            + shared * (s.taste_spread / root * np.einsum("rf,rf->r", self._user_factors[user], factors))
+            + own * (s.scenario_spread / root * np.einsum("rf,rf->r", self._liking[scenario], factors))
             - s.position_bias * np.log1p(position)
         )
         chance: F64 = 1 / (1 + np.exp(-logit))
