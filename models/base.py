@@ -176,6 +176,9 @@ class Model(Protocol):
     def fast_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that are adapted per task."""
 
+    def inspect(self, parameters: Parameters, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """What its gates say of n rows, by name: (n, ...) factors or shares, for people to read; empty without gates."""
+
     def native(self, flat: torch.Tensor) -> NativeTrunk | None:
         """The same trunk written by hand over this flat vector, or None: autograd then does the work."""
 

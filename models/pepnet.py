@@ -62,6 +62,17 @@ class PEPNet:
         """The last hidden layer and the output."""
         return base.FAST
 
+    def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:
+        """ "epnet": the factor of each embedding (n, C), a mean over its numbers; "ppnet0", ...: of each hidden layer (n, O, width)."""
+        g = self.geometry
+        embedded, numbers = inputs.x[:, : g.embedded], inputs.x[:, g.embedded : g.dense]
+        entry = self._epnet(parameters, embedded, numbers)
+        found = {f"ppnet{i}": gate for i, gate in enumerate(self._ppnet(parameters, embedded, entry))}
+        if self.model.use_epnet:
+            gate = self._embedding_gate(parameters, embedded, numbers)
+            found["epnet"] = gate.view(len(gate), len(g.categories), g.width).mean(2)
+        return found
+
     def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
         """Logits (n, O)."""
         return base.tower(fast, meta)
@@ -88,10 +99,14 @@ class PEPNet:
     def _epnet(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         if not self.model.use_epnet:
             return torch.cat([embedded, numbers], 1)
+        gate = self._embedding_gate(parameters, embedded, numbers)
+        return torch.cat([embedded * gate, numbers], 1)
+
+    def _embedding_gate(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """(n, C x E)"""
         seen = torch.cat([_without_gradient(embedded, self.scenario) if self.model.stop_gradient else embedded, numbers], 1)
         hidden = torch.relu(torch.addmm(parameters["epnet.in.bias"], seen, parameters["epnet.in.weight"]))
-        gate = torch.sigmoid(torch.addmm(parameters["epnet.out.bias"], hidden, parameters["epnet.out.weight"]))
-        return torch.cat([embedded * (self.model.gamma * gate), numbers], 1)
+        return self.model.gamma * torch.sigmoid(torch.addmm(parameters["epnet.out.bias"], hidden, parameters["epnet.out.weight"]))
 
     def _ppnet(self, parameters: base.Parameters, embedded: torch.Tensor, entry: torch.Tensor) -> list[torch.Tensor]:
         """A gate (n, O, width) for each hidden layer."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from models import base, pepnet
+from models import base, pepnet, shared_bottom
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
     "pepnet": pepnet.PEPNet,
+    "shared_bottom": shared_bottom.SharedBottom,
 }
 
 

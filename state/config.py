@@ -142,6 +142,9 @@ class Model(spec.Section, frozen=True):
         "user",
         "item",
     )
+    own_towers: Annotated[
+        bool, Meta(description="scenarios have towers of their own, as changes of the shared one that their rows have to earn")
+    ] = True
     wide: Annotated[
         Literal["off", "product", "fm"],
         Meta(

@@ -9,6 +9,9 @@ from models import base
 from state import config, ids, spec
 
 TEXT = """
+[scenarios]
+slots = 3
+prior_rows = 20
 [model]
 embedding_width = 4
 hidden = [12, 8]

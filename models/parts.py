@@ -1,0 +1,121 @@
+"""What the models are put together from: layers, layers with weights per scenario, and the head that ends in the tower.
+
+Weights of several networks stand side by side in one tensor, so that a layer is one product whatever the number of scenarios,
+experts or objectives. A scenario's own weights are a change of the shared ones that starts at zero and counts as far as the
+scenario's rows have earned it (`models.scenario_slots`); slot 0, nobody's, stays at zero.
+"""
+
+import torch
+
+from models import base, wide
+from state import config
+
+
+def layer(name: str, inputs: int, outputs: int) -> base.Shapes:
+    """A weight (inputs, outputs) and a bias."""
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
+
+
+def layers(name: str, widths: tuple[int, ...]) -> base.Shapes:
+    """`name0`, `name1`, ... from each width to the next."""
+    found: base.Shapes = {}
+    for i in range(len(widths) - 1):
+        found |= layer(f"{name}{i}", widths[i], widths[i + 1])
+    return found
+
+
+def stacked(name: str, networks: int, widths: tuple[int, ...]) -> base.Shapes:
+    """The same for `networks` networks side by side: weights (networks, inputs, outputs), biases (networks x outputs)."""
+    found: base.Shapes = {}
+    for i in range(len(widths) - 1):
+        found[f"{name}{i}.weight"] = (networks, widths[i], widths[i + 1])
+        found[f"{name}{i}.bias"] = (networks * widths[i + 1],)
+    return found
+
+
+def linear(parameters: base.Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Rows (n, inputs) times the weight, plus the bias."""
+    return torch.addmm(parameters[f"{name}.bias"], x, parameters[f"{name}.weight"])
+
+
+def rectified(parameters: base.Parameters, name: str, x: torch.Tensor, depth: int) -> torch.Tensor:
+    """`depth` rectified layers, one after the other."""
+    for i in range(depth):
+        x = torch.relu(linear(parameters, f"{name}{i}", x))
+    return x
+
+
+def side_by_side(parameters: base.Parameters, name: str, x: torch.Tensor, depth: int) -> torch.Tensor:
+    """`depth` rectified layers of several networks (networks, n, outputs); x (n, inputs) is read by all of them."""
+    for i in range(depth):
+        weight = parameters[f"{name}{i}.weight"]
+        bias = parameters[f"{name}{i}.bias"].view(len(weight), 1, -1)
+        x = torch.relu(torch.baddbmm(bias, x if x.dim() == 3 else x.expand(len(weight), -1, -1), weight))
+    return x
+
+
+def by_slot(x: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """Each row (n, inputs) times the weight (slots, inputs, outputs) of its slot, as one batched product."""
+    present, group = torch.unique(slot, return_inverse=True)
+    if len(present) == 1:
+        return x @ weight[present[0]]
+    order = torch.argsort(group, stable=True)
+    counts = torch.bincount(group, minlength=len(present))
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[group[order]]
+    padded = x.new_zeros(len(present), int(counts.max()), x.shape[1]).index_put((group, rank), x)
+    return torch.bmm(padded, weight[present])[group, rank]
+
+
+class Head:
+    """The end that every network shares: the tower, what each scenario owns of it, and the wide part.
+
+    It reads hidden rows (n, O, H1). The tower's own layer, H1 to H2, and the outputs per objective are adapted per task. With
+    `own`, every scenario has its own hidden layer and output per objective, as a change of the shared ones.
+    """
+
+    def __init__(self, settings: config.Config, hidden: int, own: bool) -> None:
+        """`hidden` is H1."""
+        self.geometry = base.geometry(settings)
+        self.wide = wide.plan(settings)
+        self.own, self.width, self.hidden = own, settings.model.hidden[-1], hidden
+        self.slots = settings.scenarios.slots + 1
+
+    def shapes(self) -> base.Shapes:
+        """Shared, then own, then wide parameters."""
+        objectives = self.geometry.objectives
+        found = layer("tower", self.hidden, self.width)
+        found |= {"output.weight": (objectives, self.width), "output.bias": (objectives,)}
+        if self.own:
+            found |= {
+                "own.tower.weight": (self.slots * objectives, self.hidden, self.width),
+                "own.tower.bias": (self.slots, objectives, self.width),
+                "own.output.weight": (self.slots, objectives, self.width),
+                "own.output.bias": (self.slots, objectives),
+            }
+        return found | wide.shapes(self.wide)
+
+    def start(self, views: dict[str, torch.Tensor]) -> None:
+        """Set drawn parameters to what they start from: own ones change nothing."""
+        views["output.weight"].mul_((self.geometry.objectives / self.width) ** 0.5)
+        for name, view in views.items():
+            if name.startswith("own."):
+                view.zero_()
+        wide.start(views)
+
+    def meta(self, parameters: base.Parameters, hidden: torch.Tensor, inputs: base.Inputs) -> base.MetaInput:
+        """Meta inputs of hidden rows (n, O, H1)."""
+        rows, objectives, _ = hidden.shape
+        offset = wide.logits(parameters, inputs.x, self.wide)
+        if not self.own:
+            nothing = hidden.new_zeros(rows, objectives, 1)
+            return base.MetaInput(hidden, nothing + 1, offset, nothing)
+        earned, slot = inputs.earned.view(-1, 1, 1), inputs.slot
+        each = (slot.unsqueeze(1) * objectives + torch.arange(objectives)).view(-1)
+        change = by_slot(hidden.reshape(rows * objectives, -1), parameters["own.tower.weight"], each)
+        return base.MetaInput(
+            hidden,
+            1 + earned * parameters["own.output.weight"][slot],
+            offset + earned.squeeze(-1) * parameters["own.output.bias"][slot],
+            earned * (change.view(rows, objectives, -1) + parameters["own.tower.bias"][slot]),
+        )
