@@ -1,9 +1,9 @@
 """Which scenario owns which parameters, decided while data arrives.
 
 A model with parameters per scenario has room for `scenarios.slots` of them from the start, so that neither its shapes nor its
-snapshots change when a scenario appears. Slot 0 belongs to nobody: it is every scenario that has no slot yet, and a model serves it
-from what scenarios share. A scenario gets a slot with its first training row, and its own parameters count as far as its rows
-have earned it: n / (n + `scenarios.prior_rows`), so that a small one is not starved by weights that it cannot train.
+snapshots change when a scenario appears. Slot 0 belongs to nobody: it is every scenario that has no slot yet, and a model
+serves it from what scenarios share. A scenario gets a slot with its first training row, and its own parameters count as far as
+its rows have earned it, n / (n + `scenarios.prior_rows`), so that a small one is not starved by weights that it cannot train.
 """
 
 from collections.abc import Mapping

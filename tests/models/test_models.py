@@ -72,7 +72,7 @@ def test_a_gradient_reaches_every_parameter(settings: config.Config) -> None:
     for parameter, view in found.items():
         assert view.any(), parameter
     assert not any(view.any() for view in nobody.values())
-    assert reached.sum() > 0.9 * (len(reached) - sum(view.numel() for view in nobody.values()))
+    assert reached.sum() > 0.7 * (len(reached) - sum(view.numel() for view in nobody.values()))
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
