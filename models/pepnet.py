@@ -63,7 +63,7 @@ class PEPNet:
         return base.FAST
 
     def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:
-        """`epnet`: factors of the embeddings (n, C), means over their numbers; `ppnet0`, ...: of the hidden layers (n, O, width)."""
+        """`epnet`: factors of the embeddings (n, C), means over their numbers; `ppnet0`, ...: of the layers (n, O, width)."""
         g = self.geometry
         embedded, numbers = inputs.x[:, : g.embedded], inputs.x[:, g.embedded : g.dense]
         entry = self._epnet(parameters, embedded, numbers)
