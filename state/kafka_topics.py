@@ -24,12 +24,13 @@ HINT = "run: thousandfold topics create --config FILE"
 
 
 class Topic(NamedTuple):
-    """One row of the table; `retention_ms` of -1 keeps for ever."""
+    """One row of the table; `retention_ms` of -1 keeps for ever; a compacted one keeps the newest record of every key."""
 
     name: str
     partitions: int
     retention_ms: int
     max_message_bytes: int
+    compacted: bool = False
 
 
 class TopicsWrong(Refused, RuntimeError):
@@ -63,12 +64,15 @@ def table(config: Config, *, keep_for_ever: bool = False) -> tuple[Topic, ...]:
         Topic(t.plan, 1, raw_ms, largest),
         Topic(t.snapshots, 1, raw_ms, largest),
         Topic(t.deltas, 1, derived_ms, largest),
+        Topic(t.control, 1, KEPT_FOR_EVER, raw, compacted=True),
         Topic(t.dead_letters, 1, raw_ms, largest),
     )
 
 
 def create(config: Config, *, keep_for_ever: bool = False, timeout_s: float = 15.0) -> list[str]:
-    """Create what is missing, raise retention and message size where they are too small; return what was done, in words.
+    """Create what is missing, raise retention and message size where they are too small, compact what is to be compacted.
+
+    Returns what was done, in words.
 
     Raises:
         TopicsWrong: something differs that only an operator may change (a topic's partitions).
@@ -79,7 +83,7 @@ def create(config: Config, *, keep_for_ever: bool = False, timeout_s: float = 15
     present = _metadata(admin, config, timeout_s)
     done = _create_missing(admin, config, [row for row in rows if row.name not in present], timeout_s)
     existing = [row for row in rows if row.name in present]
-    done += _raise_limits(admin, existing, timeout_s)
+    done += _repair(admin, existing, timeout_s)
     problems = _partition_problems(config, existing, present)
     if problems:
         raise TopicsWrong(problems)
@@ -99,10 +103,7 @@ def check(config: Config, *, timeout_s: float = 15.0) -> list[str]:
     existing = [row for row in rows if row.name in present]
     problems = [f"missing: {', '.join(missing)}; {HINT}"] if missing else []
     problems += _partition_problems(config, existing, present)
-    problems += [
-        f"{row.name}: {key} is {actual}, at least {wanted} is configured; {HINT}"
-        for row, key, actual, wanted in _too_small(admin, existing, timeout_s)
-    ]
+    problems += [f"{wrong.topic}: {wrong.problem}; {HINT}" for wrong in _wrong(admin, existing, timeout_s)]
     return problems
 
 
@@ -144,7 +145,7 @@ def _create_missing(admin: AdminClient, config: Config, rows: list[Topic], timeo
             num_partitions=row.partitions,
             replication_factor=replication,
             config={
-                "cleanup.policy": "delete",
+                "cleanup.policy": "compact" if row.compacted else "delete",
                 "retention.ms": str(row.retention_ms),
                 "max.message.bytes": str(row.max_message_bytes),
                 "min.insync.replicas": str(max(1, replication - 1)),
@@ -207,8 +208,18 @@ def _partition_problems(config: Config, rows: Iterable[Topic], present: dict[str
     return problems
 
 
-def _too_small(admin: AdminClient, rows: list[Topic], timeout_s: float) -> list[tuple[Topic, str, int, int]]:
-    """(topic, key, actual, wanted) of every limit of an existing topic that is below the table's."""
+class _Wrong(NamedTuple):
+    """A setting of an existing topic that `create` puts right."""
+
+    topic: str
+    key: str
+    wanted: str
+    problem: str
+    done: str
+
+
+def _wrong(admin: AdminClient, rows: list[Topic], timeout_s: float) -> list[_Wrong]:
+    """Limits that are below the table's, and compacted topics that are not."""
     if not rows:
         return []
     by_name = {row.name: row for row in rows}
@@ -220,17 +231,22 @@ def _too_small(admin: AdminClient, rows: list[Topic], timeout_s: float) -> list[
             actual = int(entries[key].value)
             kept = key == "retention.ms" and (actual == KEPT_FOR_EVER or (wanted != KEPT_FOR_EVER and actual >= wanted))
             if not (kept or (key != "retention.ms" and actual >= wanted)):
-                found.append((row, key, actual, wanted))
+                problem = f"{key} is {actual}, at least {wanted} is configured"
+                found.append(_Wrong(row.name, key, str(wanted), problem, f"raised {key} of {row.name} from {actual} to {wanted}"))
+        policy = entries["cleanup.policy"].value
+        if row.compacted and policy != "compact":
+            problem = f"cleanup.policy is {policy}, it must be compact"
+            found.append(_Wrong(row.name, "cleanup.policy", "compact", problem, f"made {row.name} compacted"))
     return found
 
 
-def _raise_limits(admin: AdminClient, rows: list[Topic], timeout_s: float) -> list[str]:
+def _repair(admin: AdminClient, rows: list[Topic], timeout_s: float) -> list[str]:
     changes: dict[str, list[ConfigEntry]] = {}
     done = []
-    for row, key, actual, wanted in _too_small(admin, rows, timeout_s):
-        entry = ConfigEntry(key, str(wanted), incremental_operation=AlterConfigOpType.SET)
-        changes.setdefault(row.name, []).append(entry)
-        done.append(f"raised {key} of {row.name} from {actual} to {wanted}")
+    for wrong in _wrong(admin, rows, timeout_s):
+        entry = ConfigEntry(wrong.key, wrong.wanted, incremental_operation=AlterConfigOpType.SET)
+        changes.setdefault(wrong.topic, []).append(entry)
+        done.append(wrong.done)
     if changes:
         resources = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=c) for name, c in changes.items()]
         for future in admin.incremental_alter_configs(resources, request_timeout=timeout_s).values():

@@ -18,6 +18,7 @@ import msgspec
 
 Range = tuple[str, int, int, int]
 Skip = tuple[str, int, int, int, str]
+Switched = tuple[str, str]
 WHOLE_MESSAGE = -1
 DUPLICATE, GUARD, SCHEMA, MALFORMED = "duplicate", "guard", "schema", "malformed"
 
@@ -27,8 +28,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `ranges` are [topic, partition, from, to) by offset; `skipped` are [topic, partition, offset, list index, reason] within
     these or earlier ranges, with list index -1 for a whole message. `last_step` is `first_step` - 1 if nothing is left to
-    train. `incarnation` is the wall ms at which the learner process started; `seed`, `threads`, `code` and `spec` are what a
-    repetition must share.
+    train. `switches` are [scenario or `*`, mode] of meta-learning, in order, applied before `first_step`; the ranges of the topic
+    `control` say where they stood. `incarnation` is the wall ms at which the learner process started; `seed`, `threads`, `code`
+    and `spec` are what a repetition must share.
     """
 
     sequence: int
@@ -43,6 +45,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     code: str
     spec: str
+    switches: tuple[Switched, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode

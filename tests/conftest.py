@@ -99,7 +99,7 @@ def make_config(tmp_path: pathlib.Path, unique: str) -> Callable[..., Made]:
     def make(*, spec: str | pathlib.Path | None = None, name: str = "thousandfold.toml", **sections: Any) -> Made:
         base = tomllib.loads(spec.read_text() if isinstance(spec, pathlib.Path) else spec or SMALL_SPEC)
         topics = {f: f"{unique}-{f.replace('_', '-')}" for f in ("impressions", "clicks", "enriched", "samples", "episodes")}
-        topics |= {f: f"{unique}-{f.replace('_', '-')}" for f in ("plan", "snapshots", "deltas", "dead_letters")}
+        topics |= {f: f"{unique}-{f.replace('_', '-')}" for f in ("plan", "snapshots", "deltas", "control", "dead_letters")}
         ours: dict[str, dict[str, Any]] = {
             "kafka": {"group": unique},
             "topics": topics,

@@ -28,7 +28,7 @@ from thousandfold.data import blocks, ml1m
 # The stream runs about ten thousand times faster than its users did, so a second of delay would be hours of theirs: counters and
 # support sets would say nothing. A click comes within a few of its user's lists, as a rating came with its page.
 DELAY = blocks.Delay(median_s=0.05, p90_s=0.15)
-TOPICS = ("impressions", "clicks", "enriched", "samples", "episodes", "plan", "snapshots", "deltas", "dead_letters")
+TOPICS = ("impressions", "clicks", "enriched", "samples", "episodes", "plan", "snapshots", "deltas", "control", "dead_letters")
 CHAOS_EVERY_S = 20.0
 CHAOS_QUIET_S = 15.0
 DRAIN_LIMIT_S = 90.0

@@ -54,7 +54,7 @@ def test_wrong_topics_are_one_line_and_exit_code_2(broker: Any, make_config: Mak
     ran = thousandfold("topics", "check", "--config", str(path))
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
     assert "run: thousandfold topics create" in ran.stderr
-    assert thousandfold("topics", "create", "--config", str(path)).stdout.count("created ") == 9
+    assert thousandfold("topics", "create", "--config", str(path)).stdout.count("created ") == 10
     assert thousandfold("topics", "check", "--config", str(path)).returncode == 0
 
 

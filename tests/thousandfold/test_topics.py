@@ -20,14 +20,14 @@ def test_topics_are_missing_until_created_and_right_afterwards(broker: Broker, m
     with pytest.raises(kafka_topics.TopicsWrong, match="missing"):
         kafka_topics.require(config)
     done = kafka_topics.create(config, keep_for_ever=broker.keep_for_ever)
-    assert len(done) == 9
+    assert len(done) == 10
     assert kafka_topics.check(config) == []
     assert kafka_topics.create(config, keep_for_ever=broker.keep_for_ever) == []
     admin = AdminClient(kafka_settings.client(config))
     found = {name: len(t.partitions) for name, t in admin.list_topics(timeout=5).topics.items()}
     t = config.topics
     assert {found[n] for n in (t.impressions, t.clicks, t.enriched, t.samples, t.episodes)} == {3}
-    assert {found[n] for n in (t.plan, t.snapshots, t.deltas, t.dead_letters)} == {1}
+    assert {found[n] for n in (t.plan, t.snapshots, t.deltas, t.control, t.dead_letters)} == {1}
 
 
 def test_a_wrong_number_of_partitions_is_named_and_never_changed(broker: Broker, make_config: Make) -> None:
@@ -51,6 +51,21 @@ def test_create_raises_a_retention_and_a_size_that_are_too_small(broker: Broker,
     done = kafka_topics.create(config)
     assert sum(line.startswith("raised") for line in done) == 2
     assert kafka_topics.check(config) == []
+
+
+def test_the_topic_of_switches_keeps_the_newest_of_every_key_and_create_makes_it_so(broker: Broker, make_config: Make) -> None:
+    config: Config = make_config(kafka={"bootstrap": broker.bootstrap}).config
+    admin = AdminClient(kafka_settings.client(config))
+    for future in admin.create_topics([NewTopic(config.topics.control, 1, 1, config={"cleanup.policy": "delete"})]).values():
+        future.result()
+    assert any(f"{config.topics.control}: cleanup.policy is delete" in problem for problem in kafka_topics.check(config))
+    assert f"made {config.topics.control} compacted" in kafka_topics.create(config, keep_for_ever=broker.keep_for_ever)
+    assert kafka_topics.check(config) == []
+    other: Config = make_config(kafka={"bootstrap": broker.bootstrap}, topics={"control": f"{config.topics.control}-2"}).config
+    kafka_topics.create(other)
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in (config.topics.control, other.topics.control)]
+    policies = {future.result()["cleanup.policy"].value for future in admin.describe_configs(resources).values()}
+    assert policies == {"compact"}
 
 
 def test_a_longer_retention_than_configured_is_no_problem(broker: Broker, make_config: Make) -> None:

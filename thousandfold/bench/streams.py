@@ -92,7 +92,7 @@ class Measured(NamedTuple):
 def settings(directory: pathlib.Path, name: str, bootstrap: str, store_url: str) -> tuple[Config, pathlib.Path]:
     """A configuration whose derived topics, group and keys are of this run alone; the raw topics are shared by all runs."""
     (port,) = children.free_ports(1)
-    derived = ("enriched", "samples", "episodes", "plan", "snapshots", "deltas", "dead_letters")
+    derived = ("enriched", "samples", "episodes", "plan", "snapshots", "deltas", "control", "dead_letters")
     raw = tomllib.loads(SPEC) | {
         "kafka": {"bootstrap": bootstrap, "group": name},
         "store": {"url": store_url, "prefix": f"{name}:"},
