@@ -18,7 +18,7 @@ SUPPORT_COLUMNS = ("s_ids", "s_x", "s_label")
 
 
 class Message(NamedTuple):
-    """One record of the `episodes` topic."""
+    """One record of the `episodes` topic, or of `control`."""
 
     topic: str
     partition: int

@@ -17,7 +17,7 @@ from learner import baseline, drift, episodes, publishing, reports, seen
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
-from state import config, dead_letters, plan, snapshots, spec
+from state import config, control, dead_letters, plan, snapshots, spec
 from state.snapshots import Manifest
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Source(Protocol):
-    """Where messages come from."""
+    """Where messages come from: those of `episodes`, and switches from `control`."""
 
     def fetch(self, limit: int, deadline_s: float) -> list[Message]:
-        """Up to `limit` messages, waiting at most `deadline_s` for them."""
+        """Up to `limit` messages, waiting at most `deadline_s` for them; and every switch that has come, at once."""
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Messages not fetched yet, by (topic, partition)."""
@@ -47,6 +47,16 @@ class Log(Protocol):
 
     def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
         """Write all or nothing; durable when it returns."""
+
+
+class Fetched(NamedTuple):
+    """What a fetch holds: lists and the messages that they came from, switches in order, and what could not be used."""
+
+    lists: episodes.Lists
+    usable: list[Message]
+    switches: list[control.Switch]
+    letters: list[DeadLetter]
+    skipped: list[plan.Skip]
 
 
 class Clock(NamedTuple):
@@ -127,7 +137,7 @@ class Loop:
         self._publisher.resume(manifest, self._clock.monotonic_s())
 
     def once(self) -> bool:
-        """One round: fetch, plan, train, measure; then publish and report if due. Returns whether there was input."""
+        """One round: fetch, plan, switch, train, measure; then publish and report if due. Returns whether there was input."""
         learner = self._settings.learner
         self._mark_s = self._clock.monotonic_s()
         messages = self._source.fetch(learner.fetch_messages, learner.deadline_ms / 1000)
@@ -178,7 +188,7 @@ class Loop:
         return {snapshots.SERVING: serving, snapshots.TRAINING: training}
 
     def _consume(self, messages: list[Message]) -> None:
-        lists, usable, letters, skipped = self._decode(messages)
+        lists, usable, switches, letters, skipped = self._decode(messages)
         fresh = self.seen.add(seen.keys_of(*(lists.columns[name] for name in ("request", "task", "version"))))
         places = np.flatnonzero(~fresh)
         skipped += [_skip(usable, lists, i, plan.DUPLICATE) for i in places.tolist()]
@@ -186,7 +196,10 @@ class Loop:
         kept = episodes.keep(lists, fresh)
         steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step))
         self._spent("decode")
-        self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters)
+        self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters, switches)
+        for switch in switches:
+            self.trainer.set_meta(None if switch.scenario == control.EVERY else switch.scenario, switch.mode)
+            log.info("meta-learning of %s is %s from step %d on", switch.scenario, switch.mode, self.step + 1)
         self._spent("plan")
         scores = np.full((len(VARIANTS), *kept.columns["label"].shape), np.nan, np.float32)
         for minibatch in steps:
@@ -194,20 +207,23 @@ class Loop:
         self._spent("step")
         self._measure(kept, scores, [minibatch.stop for minibatch in steps])
 
-    def _decode(self, messages: list[Message]) -> tuple[episodes.Lists, list[Message], list[DeadLetter], list[plan.Skip]]:
-        decoded, usable, letters, skipped = [], [], [], []
+    def _decode(self, messages: list[Message]) -> Fetched:
+        decoded, usable, switches, letters, skipped = [], [], [], [], []
         for message in messages:
             try:
-                decoded.append(episodes.decode(message.value, self._layout))
-                usable.append(message)
-            except episodes.Refused as refused:
+                if message.topic == self._settings.topics.control:
+                    switches.append(control.decode(message.value))
+                else:
+                    decoded.append(episodes.decode(message.value, self._layout))
+                    usable.append(message)
+            except (episodes.Refused, control.Malformed) as refused:
                 at = (message.topic, message.partition, message.offset)
                 letter = dead_letters.Letter(refused.reason, refused.detail, STAGE, *at, self._clock.wall_ms())
                 letters.append(DeadLetter(message, letter))
                 skipped.append((*at, plan.WHOLE_MESSAGE, refused.reason))
                 self.counts.dead_letters[refused.reason] += 1
                 log.warning("%s-%d offset %d goes to dead-letters: %s", *at, refused)
-        return episodes.merge(decoded, self._layout), usable, letters, skipped
+        return Fetched(episodes.merge(decoded, self._layout), usable, switches, letters, skipped)
 
     def _ranges(self, messages: list[Message]) -> tuple[plan.Range, ...]:
         """[topic, partition, from, to) of a sorted fetch, from where the last one ended; moves `offsets` on."""
@@ -227,13 +243,15 @@ class Loop:
         return tuple(found)
 
     def _plan(
-        self, ranges: tuple[plan.Range, ...], skipped: Sequence[plan.Skip], steps: int, rows: int, letters: Sequence[DeadLetter]
-    ) -> None:
+        self, ranges: tuple[plan.Range, ...], skipped: Sequence[plan.Skip], steps: int, rows: int, letters: Sequence[DeadLetter],
+        switches: Sequence[control.Switch] = (),
+    ) -> None:  # fmt: skip
         learner = self._settings.learner
         record = plan.Record(
             sequence=self.sequence, incarnation=self._origin.incarnation, first_step=self.step + 1, last_step=self.step + steps,
             wall_ms=self._clock.wall_ms(), ranges=ranges, skipped=(*self._unreported, *skipped), rows=rows,
             seed=learner.seed, threads=learner.threads, code=self._origin.code, spec=self._layout.spec,
+            switches=tuple((switch.scenario, switch.mode) for switch in switches),
         )  # fmt: skip
         self._log.write(plan.encode(record), letters)
         self.sequence += 1
@@ -280,6 +298,7 @@ class Loop:
             snapshot_failures=self._publisher.failures,
             lag=self._source.lag(),
             embedding_rows=self.trainer.table.map.admitted,
+            meta=self.trainer.modes,
         )
         self._reporter.took(now_s, self._clock.monotonic_s())
         self._spent("report")

@@ -48,6 +48,10 @@ class ReportCollector(Collector):
         for (topic, partition), behind in report.lag.items():
             lag.add_metric((topic, str(partition)), behind)
         yield lag
+        meta = GaugeMetricFamily(PREFIX + "meta_mode", "1: in force; * is all other scenarios", labels=("scenario", "mode"))
+        for scenario, mode in report.meta.items():
+            meta.add_metric((scenario, mode), 1)
+        yield meta
 
 
 def _qualities(report: Report) -> Iterable[Metric]:

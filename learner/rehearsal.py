@@ -8,9 +8,11 @@ import numpy as np
 from learner import publishing
 from learner.episodes import Message
 from learner.loop import DeadLetter, Loop, layout_of
-from state import columns, config, plan
+from state import columns, config, ids, plan
 from state.disk_snapshots import Parts
 from state.snapshots import Manifest
+
+SCENARIOS = ("even", "odd")
 
 
 class MemorySource:
@@ -76,10 +78,11 @@ def message(settings: config.Config, offset: int, seed: int, lists: int = 8, par
     n_items, n_support = rng.integers(1, 6, lists).astype("<i4"), rng.integers(0, 5, lists).astype("<i4")
     rows, support = int(n_items.sum()), int(n_support.sum())
     user = rng.integers(1, 21, lists).astype("<u8")
+    hashes = np.array([ids.of(name) for name in SCENARIOS], "<u8")
     ts = 1_000_000 + 1_000 * offset + np.arange(lists, dtype="<i8")
     label = (rng.random((rows, layout.objectives)) < 0.4).astype("<f4")
     packed = {
-        "request": rng.integers(1, 2**63, lists).astype("<u8"), "user": user, "scenario": user % np.uint64(2), "task": user,
+        "request": rng.integers(1, 2**63, lists).astype("<u8"), "user": user, "scenario": hashes[user % 2], "task": user,
         "ts": ts, "version": np.zeros(lists, "<i4"), "n_items": n_items, "n_support": n_support,
         "item": rng.integers(1, 100, rows).astype("<u8"), "ids": rng.integers(1, 100, (rows, layout.ids)).astype("<u8"),
         "x": rng.standard_normal((rows, layout.numbers)).astype("<f4"), "label": label, "weight": np.ones_like(label),
@@ -87,7 +90,7 @@ def message(settings: config.Config, offset: int, seed: int, lists: int = 8, par
         "s_x": rng.standard_normal((support, layout.numbers)).astype("<f4"),
         "s_label": (rng.random((support, layout.objectives)) < 0.4).astype("<f4"), "s_ts": np.zeros(support, "<i8"),
     }  # fmt: skip
-    value = columns.pack(packed, spec=layout.spec, scenarios={"0": "even", "1": "odd"})
+    value = columns.pack(packed, spec=layout.spec, scenarios=dict(zip(map(str, hashes.tolist()), SCENARIOS, strict=True)))
     return Message(settings.topics.episodes, partition, offset, None, value)
 
 

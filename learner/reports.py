@@ -3,8 +3,11 @@
 import copy
 import dataclasses
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from learner.prequential import Gain, Prequential, Quality
+from models import modes
+from state import control, ids
 
 EVERY_S = 1.0
 LONGEST_S = 30.0
@@ -38,6 +41,16 @@ class Report:
     snapshot_failures: int = 0
     lag: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
     embedding_rows: int = 0
+    meta: dict[str, modes.Mode] = dataclasses.field(default_factory=dict)
+    """Where towers are adapted, as `in_force`."""
+
+
+def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mode]:
+    """The mode of each of `scenarios`, of `*` (all that have none of their own), and of every other that has one, by its hash."""
+    names = {ids.of(name): name for name in scenarios}
+    names |= {scenario: str(scenario) for scenario in found.own if scenario not in names}
+    own = {name: modes.NAMES[found.code(scenario)] for scenario, name in names.items()}
+    return {control.EVERY: modes.NAMES[found.default]} | own
 
 
 class Reporter:
@@ -58,7 +71,7 @@ class Reporter:
 
     def report(
         self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
-        lag: dict[tuple[str, int], int], embedding_rows: int,
+        lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes,
     ) -> Report:  # fmt: skip
         """The report of now; the figures are computed again only if rows came in since the last one."""
         total = self._figures.total
@@ -72,9 +85,10 @@ class Reporter:
             else:
                 whole = [q._replace(gauc=self._groups.get(q[:3], q.gauc)) for q in whole]
             self._qualities = (*whole, *self._figures.report("recent"))
+        rows = self._figures.rows_by_scenario()
         return Report(
-            self._qualities, tuple(self._figures.gains()), self._figures.rows_by_scenario(), copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows,
+            self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows),
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": Command("thousandfold.doctor", "Check versions, broker, store, topics, disk and clock, and say what to do."),
     "config": Command("thousandfold.configuration", "Check and show the configuration."),
     "topics": Command("thousandfold.topics", "Create and check the topics."),
+    "meta": Command("thousandfold.meta_cli", "Switch meta-learning of the running learner, per scenario."),
     "dlq": Command("thousandfold.dead_letters", "List, show and requeue dead letters."),
     "data": Command("thousandfold.data.cli", "Fetch and verify data sets."),
     "produce": Command("thousandfold.produce_cli", "Send a data set or simulated traffic to the topics."),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from learner import episodes, publishing, rehearsal
 from learner.loop import Clock, DeadLetter, Loop, Origin, layout_of
-from state import columns, config, plan
+from models import modes
+from state import columns, config, control, ids, plan
 from state.snapshots import Manifest
 
 TEXT = """
@@ -70,6 +71,11 @@ def resumed(messages: Sequence[episodes.Message], saved: tuple[Manifest, Any], l
 
 def some(count: int, lists: int = 6) -> list[episodes.Message]:
     return [rehearsal.message(SETTINGS, offset, seed=offset, lists=lists) for offset in range(count)]
+
+
+def switch(offset: int, mode: control.Mode, scenario: str = control.EVERY) -> episodes.Message:
+    key, value = control.encode(control.Switch(scenario=scenario, mode=mode, wall_ms=0))
+    return episodes.Message(SETTINGS.topics.control, 0, offset, key, value)
 
 
 def lists_of(messages: Sequence[episodes.Message]) -> int:
@@ -298,5 +304,97 @@ def test_offsets_that_come_again_after_the_broker_lost_its_tail_are_planned_and_
 
 def test_a_message_that_fits_the_layout_of_its_configuration_is_what_rehearsal_makes() -> None:
     packed, names = episodes.decode(some(1)[0].value, layout_of(SETTINGS))
-    assert names == {0: "even", 1: "odd"}
+    assert names == {ids.of("even"): "even", ids.of("odd"): "odd"}
     assert packed["ids"].shape[1] == 2
+
+
+def test_a_switch_holds_from_the_first_step_of_its_fetch_on_and_is_planned_with_it() -> None:
+    class Watching(rehearsal.MemoryLog):
+        def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
+            super().write(record, letters)
+            modes_then.append(bench.loop.trainer.modes.default)
+
+    modes_then: list[int] = []
+    bench = Bench([], log=Watching())
+    bench.source.messages = [*some(2), switch(0, "off"), rehearsal.message(SETTINGS, 2, seed=2), *some(5)[3:]]
+    bench.run()
+    assert [r.switches for r in bench.log.records] == [(), (("*", "off"),), ()]
+    assert bench.log.records[1].ranges == (("control", 0, 0, 1), ("episodes", 0, 2, 3))
+    assert modes_then == [modes.ON, modes.ON, modes.OFF], "planned before it is applied"
+    from_then_on = Bench(some(2)).run()
+    from_then_on.loop.trainer.set_meta(None, "off")
+    from_then_on.source.messages = [rehearsal.message(SETTINGS, 2, seed=2)]
+    from_then_on.run()
+    from_then_on.source.messages = some(5)[3:]
+    from_then_on.run()
+    np.testing.assert_array_equal(bench.loop.trainer.dense, from_then_on.loop.trainer.dense)
+    assert not np.array_equal(bench.loop.trainer.dense, Bench(some(5)).run().loop.trainer.dense)
+
+
+def test_a_switch_without_any_episode_is_planned_and_reaches_the_next_snapshot() -> None:
+    bench = Bench(some(2)).run()
+    bench.now_s += 60
+    bench.source.messages = [switch(0, "off", "even"), switch(1, "off", "elsewhere")]
+    bench.run()
+    record = bench.log.records[-1]
+    assert (record.first_step - 1, record.last_step, record.rows) == (bench.loop.step, bench.loop.step, 0)
+    assert bench.loop.trainer.modes.own == {ids.of("even"): modes.OFF, ids.of("elsewhere"): modes.OFF}
+    manifest, parts = bench.writer.snapshots[-1]
+    assert ("control", 0, 2) in manifest.offsets
+    served = modes.Modes(SETTINGS.meta)
+    served.load(parts["serving"])
+    assert (served.code(ids.of("even")), served.code(ids.of("odd"))) == (modes.OFF, modes.ON)
+    bench.now_s += 60
+    bench.loop.once()
+    assert bench.loop.report.meta == {"*": "on", "even": "off", "odd": "on", str(ids.of("elsewhere")): "off"}
+
+
+def test_a_switch_that_is_none_is_dead_lettered_and_the_rest_of_the_fetch_counts(caplog: pytest.LogCaptureFixture) -> None:
+    junk = switch(0, "off")._replace(value=b'{"scenario": "even", "mode": "sometimes", "wall_ms": 0}')
+    with caplog.at_level(logging.CRITICAL):
+        bench = Bench([junk, switch(1, "off", "odd"), *some(1)]).run()
+    assert [(d.message, d.letter.reason, d.letter.origin_topic) for d in bench.log.letters] == [(junk, plan.MALFORMED, "control")]
+    assert plan.consumed(bench.log.records).skipped == {("control", 0, 0, -1): plan.MALFORMED}
+    assert bench.loop.counts.dead_letters == {plan.MALFORMED: 1}
+    assert bench.loop.trainer.modes.own == {ids.of("odd"): modes.OFF}
+    assert bench.loop.step > 0
+
+
+def fetches(records: Sequence[plan.Record], messages: Sequence[episodes.Message]) -> list[list[episodes.Message]]:
+    """What the plan says that each fetch held."""
+    within = [{(t, p): range(first, last) for t, p, first, last in r.ranges} for r in records]
+    return [[m for m in messages if m.offset in ranges.get((m.topic, m.partition), ())] for ranges in within]
+
+
+@hypothesis_settings(max_examples=12)
+@given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from(modes.NAMES), st.sampled_from(["*", "even", "odd"])), max_size=4))
+def test_the_plan_repeats_a_run_with_its_switches_to_the_last_bit(history: list[tuple[int, control.Mode, str]]) -> None:
+    messages = some(8, lists=3)
+    for offset, (place, mode, scenario) in enumerate(sorted(history, key=lambda h: h[0])):
+        messages.insert(place + offset, switch(offset, mode, scenario))
+    live = Bench(messages).run()
+    again = Bench([])
+    for held in fetches(live.log.records, messages):
+        again.source.messages = held
+        again.loop.once()
+    same(again.state(), live.state())
+    assert [r.switches for r in again.log.records] == [r.switches for r in live.log.records]
+    assert sum(len(r.switches) for r in live.log.records) == len(history)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_a_restart_resumes_with_the_modes_of_its_snapshot_and_reads_only_later_switches(rounds: int) -> None:
+    messages = some(8)
+    messages[3:3] = [switch(0, "off", "odd")]
+    messages[6:6] = [switch(1, "fine_tune_only")]
+    straight = Bench(messages).run()
+    crashed = Bench(messages).run(rounds)
+    crashed.loop.publish()
+    saved = crashed.writer.snapshots[-1]
+    crashed.run(1)
+    after = resumed(messages, saved, crashed.log).run()
+    same(after.state(), straight.state())
+    kept, superseded = plan.effective(crashed.log.records)
+    assert superseded == 1
+    assert [switch for r in kept for switch in r.switches] == [("odd", "off"), ("*", "fine_tune_only")]
+    assert plan.consumed(crashed.log.records).ranges["control", 0] == [(0, 2)]

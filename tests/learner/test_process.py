@@ -12,12 +12,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from learner import rehearsal
-from state import columns, config, disk_snapshots, kafka_settings, kafka_topics, plan, snapshots
-from thousandfold import brokers
+from models import base, modes, scorer
+from state import columns, config, control, disk_snapshots, ids, kafka_settings, kafka_topics, plan, snapshots, spec
+from thousandfold import brokers, meta_cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATIENCE_S = 180.0
@@ -31,15 +33,19 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
-def made(broker: brokers.Broker, make_config: Callable[..., Any]) -> Any:
+def deploy(broker: brokers.Broker, make_config: Callable[..., Any], **sections: Any) -> Any:
     learner = {"rows_per_step": 20, "fetch_messages": 4, "dedup_rows": 4096, "deadline_ms": 50, "metrics_port": free_port()}
     found = make_config(
         kafka={"bootstrap": broker.bootstrap, "partitions": 2}, learner=learner, embedding={"capacity": 4096},
-        model={"scenario_features": ["scenario"], "personal_features": ["user", "item"]},
+        model={"scenario_features": ["scenario"], "personal_features": ["user", "item"]}, **sections,
     )  # fmt: skip
     kafka_topics.create(found.config, keep_for_ever=broker.keep_for_ever)
     return found
+
+
+@pytest.fixture
+def made(broker: brokers.Broker, make_config: Callable[..., Any]) -> Any:
+    return deploy(broker, make_config)
 
 
 @contextlib.contextmanager
@@ -131,7 +137,9 @@ def test_a_learner_killed_in_the_middle_trains_every_list_once(made: Any, tmp_pa
     assert len(found) == len(set(found)) == 70 * LISTS
     manifest = disk_snapshots.newest_intact(settings.snapshot.directory)
     assert manifest is not None
-    assert manifest.offsets == ((settings.topics.episodes, 0, 40), (settings.topics.episodes, 1, 40))
+    assert manifest.offsets == (
+        (settings.topics.control, 0, 0), (settings.topics.episodes, 0, 40), (settings.topics.episodes, 1, 40),
+    )  # fmt: skip
     assert manifest.trained_rows == plan.consumed(records(settings)).rows
     announced = [snapshots.unpack(value) for _, _, value in everything(settings, settings.topics.snapshots)]
     assert announced[-1] == manifest
@@ -160,6 +168,62 @@ def test_a_message_of_another_spec_reaches_dead_letters_and_learning_goes_on(mad
     with learner(made, tmp_path):
         wait(lambda: metric(settings, "thousandfold_dead_letters_total") == 1, tmp_path)
         wait(lambda: plan.consumed(records(settings)).rows > 0, tmp_path)
+    assert [value for _, _, value in everything(settings, settings.topics.dead_letters)] == [b"junk"]
+
+
+def switch(settings: config.Config, mode: control.Mode, scenario: str = control.EVERY) -> int:
+    return meta_cli.write(settings, control.Switch(scenario=scenario, mode=mode, wall_ms=time.time_ns() // 1_000_000))
+
+
+def switched(settings: config.Config) -> list[plan.Record]:
+    """The records that count and switch something."""
+    kept, _ = plan.effective(records(settings))
+    return [record for record in kept if record.switches]
+
+
+def served(settings: config.Config, scenario: str) -> tuple[int, int]:
+    """The mode of a scenario in the newest snapshot, and how many of 3 support rows serving's scorer uses with it."""
+    manifest = disk_snapshots.newest_intact(settings.snapshot.directory)
+    assert manifest is not None
+    model = scorer.Scorer(settings, disk_snapshots.read(settings.snapshot.directory, manifest, snapshots.SERVING))
+    some = np.ones((3, spec.id_width(settings.features)), np.uint64)
+    numbers = np.zeros((3, len(spec.number_names(settings.features))), np.float32)
+    support = base.Support(some, numbers, np.ones((3, 1), np.float32))
+    return model.modes.code(ids.of(scenario)), model.score(some, numbers, ids.of(scenario), support).adapted_on
+
+
+def test_switches_are_planned_served_and_outlive_a_kill(
+    broker: brokers.Broker, make_config: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    made = deploy(broker, make_config, snapshot={"every_s": 0.5})
+    settings = made.config
+    produce(settings, 0, 10)
+    with learner(made, tmp_path) as process:
+        wait(lambda: len(trained(settings)) == 10 * LISTS, tmp_path)
+        first = switch(settings, "off", "odd")
+        wait(lambda: len(switched(settings)) == 1, tmp_path)
+        [record] = switched(settings)
+        assert record.switches == (("odd", "off"),)
+        assert record.ranges == ((settings.topics.control, 0, first, first + 1),)
+        wait(lambda: served(settings, "odd") == (modes.OFF, 0), tmp_path)
+        assert served(settings, "even") == (modes.ON, 3)
+        wait(lambda: metric(settings, 'thousandfold_meta_mode{mode="off",scenario="odd"}') == 1, tmp_path)
+        process.kill()
+    producer = Producer(kafka_settings.producer(settings))
+    producer.produce(settings.topics.control, b"junk", key=b"odd", partition=0)  # without a key the broker would refuse it
+    assert producer.flush(30) == 0
+    last = switch(settings, "fine_tune_only")
+    produce(settings, 10, 20)
+    with learner(made, tmp_path) as process:
+        wait(lambda: len(trained(settings)) == 20 * LISTS, tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    again = switched(settings)[-1]
+    assert again.switches == (("*", "fine_tune_only"),)
+    assert again.ranges[0] == (settings.topics.control, 0, first + 1, last + 1) == (settings.topics.control, 0, 1, 3)
+    restarted = [r for r in plan.effective(records(settings))[0] if r.incarnation == again.incarnation]
+    assert restarted[0] == again, "before the first step after the restart"
+    assert (served(settings, "odd"), served(settings, "even")) == ((modes.OFF, 0), (modes.FINE_TUNE_ONLY, 3))
     assert [value for _, _, value in everything(settings, settings.topics.dead_letters)] == [b"junk"]
 
 

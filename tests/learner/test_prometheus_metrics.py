@@ -28,6 +28,7 @@ REPORT = Report(
     snapshot_failures=1,
     lag={("episodes", 0): 9},
     embedding_rows=42,
+    meta={"*": "on", "home": "fine_tune_only"},
 )
 
 
@@ -58,6 +59,8 @@ def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> N
         "thousandfold_embedding_rows 42.0",
         "thousandfold_baseline_share 0.5",
         "thousandfold_lost_messages_total 8.0",
+        'thousandfold_meta_mode{mode="on",scenario="*"} 1.0',
+        'thousandfold_meta_mode{mode="fine_tune_only",scenario="home"} 1.0',
         "thousandfold_snapshots_refused_total 2.0",
     ):
         assert line in lines
