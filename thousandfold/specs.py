@@ -4,7 +4,8 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m", "search_log")
+NAMES = ("ml1m", "search_log", "ml1m_ids", "seesaw", "obd")
+FOLDERS = ("examples", "benchmarks/multi_scenario")
 
 
 def path(name: str) -> pathlib.Path:
@@ -14,7 +15,7 @@ def path(name: str) -> pathlib.Path:
         FileNotFoundError: there is no example of this name; the message lists those that there are.
     """
     package = pathlib.Path(thousandfold.__file__).parent
-    for folder in (package / "examples", package.parent / "examples"):
+    for folder in (package / "examples", *(package.parent / name for name in FOLDERS)):
         file = folder / f"{name}.toml"
         if file.is_file():
             return file

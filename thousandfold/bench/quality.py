@@ -121,7 +121,7 @@ def rows_of(
     """
     counted = np.arange(inputs.rows) >= round(config.quality.burn_in * inputs.rows)
     of_row = np.repeat(inputs.scenario, np.diff(inputs.start))
-    scenarios = _shown(config, inputs)
+    scenarios = scenarios_of(config, inputs)
     parts = [("", counted), *((f"/{name}", counted & (of_row == code)) for name, code in scenarios)]
     rows = []
     for (o, m), (suffix, chosen) in itertools.product(enumerate(measured), parts):
@@ -147,7 +147,7 @@ def _best_peer(table: dict[str, list[figures.Figures]], figure: str, peers: Sequ
     return best, means[best]
 
 
-def _shown(config: configuration.Config, inputs: protocol.Inputs) -> list[tuple[str, int]]:
+def scenarios_of(config: configuration.Config, inputs: protocol.Inputs) -> list[tuple[str, int]]:
     """Scenarios as (name, hash): the configured ones first, then by rows, at most `scenarios.max_shown`."""
     sizes = dict(zip(*(a.tolist() for a in np.unique(inputs.scenario, return_counts=True)), strict=True))
     first = [ids.of(name) for name in config.scenarios.known if ids.of(name) in sizes]
@@ -163,12 +163,12 @@ def override(config: configuration.Config, key: str, value: Any) -> configuratio
 
 
 def choose(
-    config: configuration.Config, inputs: protocol.Inputs, say: Say = print, models: Sequence[str] = ()
+    config: configuration.Config, inputs: protocol.Inputs, say: Say = print, names: Sequence[str] = ()
 ) -> dict[str, float]:
     """Settings by the mean of AUC and GAUC of the first objective on the first fifth of the log, of which half is burn-in.
 
     Model settings one after the other (`GRIDS`), seed 0, from those of the configuration; the baselines' rates by themselves.
-    With `models`, what serves these best on average, instead of the configured one.
+    With `names`, what serves these best on average, instead of the configured one.
     """
     part = inputs.head(round(CHOICE_SHARE * inputs.rows))
     counted = np.arange(part.rows) >= part.rows // 2
@@ -181,9 +181,9 @@ def choose(
 
     def attempt(settings: configuration.Config, key: str, value: float) -> tuple[float, F32]:
         worth = []
-        for name in models or [settings.model.name]:
+        for name in names or [settings.model.name]:
             scores = protocol.run(override(settings, "model.name", name), part)
-            worth.append(judge(f"{name}: {key}" if models else key, value, scores.adapted[:, 0]))
+            worth.append(judge(f"{name}: {key}" if names else key, value, scores.adapted[:, 0]))
         return float(np.mean(worth)), scores.unadapted[:, 0]
 
     chosen: dict[str, float] = {}
@@ -264,7 +264,7 @@ def _first(events: Iterator[blocks.Block], rows: int) -> Iterator[blocks.Block]:
 def tables(config: configuration.Config, inputs: protocol.Inputs, measured: Sequence[Measured], lag: str) -> Iterator[Table]:
     """One table per objective: a line per model, a column per figure and scenario."""
     rows = {r.id: r for r in rows_of(config, inputs, measured)}
-    names = ["", *(f"/{name}" for name, _ in _shown(config, inputs))]
+    names = ["", *(f"/{name}" for name, _ in scenarios_of(config, inputs))]
     for m in measured:
         several = f"/{m.objective}" if len(measured) > 1 else ""
         shown = Table(

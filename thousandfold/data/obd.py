@@ -86,8 +86,8 @@ def read_archive(archive: pathlib.Path) -> dict[str, bytes]:
 def parse(files: dict[str, bytes]) -> pl.DataFrame:
     """All campaigns and policies in order of time, with the columns of a log (`thousandfold.bench.logs`).
 
-    `affinity` is how often the user's kind clicked the shown item before, `price` is standardised by the shop, `propensity` is
-    the chance that the policy showed the item.
+    `item.affinity` is how often the user's kind clicked the shown item before, `item.price` is standardised by the shop,
+    `context.propensity` is the chance that the policy showed the item.
 
     Raises:
         DataError: counts are not those of the data set.
@@ -104,8 +104,8 @@ def _part(files: dict[str, bytes], policy: str, campaign: str) -> pl.DataFrame:
     # The kinds are hashed anew for each policy: those of one serve both.
     items = pl.read_csv(files[f"bts/{campaign}/item_context.csv"]).select(
         "item_id",
-        pl.col("item_feature_0").cast(pl.Float32).alias("price"),
-        *(pl.col(f"item_feature_{k}").alias(f"item_kind_{k}") for k in (1, 2, 3)),
+        pl.col("item_feature_0").cast(pl.Float32).alias("item.price"),
+        *(pl.col(f"item_feature_{k}").alias(f"item.kind_{k}") for k in (1, 2, 3)),
     )
     features = [f"user_feature_{k}" for k in range(4)]
     affinity = rows.select(pl.selectors.starts_with("user-item_affinity_")).to_numpy()
@@ -121,12 +121,12 @@ def _part(files: dict[str, bytes], policy: str, campaign: str) -> pl.DataFrame:
             pl.concat_str(pl.lit(f"{policy}-{campaign}-"), pl.col("")).alias("request"),
             "click",
             "position",
-            *(pl.col(name) for name in features),
-            *(f"item_kind_{k}" for k in (1, 2, 3)),
-            "price",
-            "affinity",
-            pl.lit(policy).alias("policy"),
-            pl.col("propensity_score").cast(pl.Float32).alias("propensity"),
+            *(pl.col(name).alias(name.replace("_", ".", 1)) for name in features),
+            *(f"item.kind_{k}" for k in (1, 2, 3)),
+            "item.price",
+            pl.col("affinity").alias("item.affinity"),
+            pl.lit(policy).alias("context.policy"),
+            pl.col("propensity_score").cast(pl.Float32).alias("context.propensity"),
         )
     )
 

@@ -1,0 +1,141 @@
+"""The command: which log, which protocols, which models, and where the results go."""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from state import config as configuration
+from thousandfold import specs
+from thousandfold.bench import logs, protocol, quality, report
+from thousandfold.bench.models import plots, protocols, tables, zoo
+from thousandfold.bench.models import study as studies
+from thousandfold.data import obd, simulator
+
+SIMULATED_ROWS = 300_000
+OWN = {"ml1m": ("ml1m", "ml1m_ids"), "simulate": ("seesaw", "seesaw"), "obd": ("obd", "obd")}
+"""Worked examples of the data sets: for protocol P, and for C and R."""
+Say = Callable[[str], None]
+
+
+def open_log(
+    config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print
+) -> logs.Log:
+    """Like `quality.open_log`, with the simulated seesaw as "simulate" and the small Open Bandit Data as "obd".
+
+    Raises:
+        LogError: the file cannot be measured.
+        DataError: the data set cannot be had.
+    """
+    if data == "obd":
+        return quality.open_log(config, str(obd.load(say=say)), actions, limit, say)
+    if data != "simulate":
+        if data != "ml1m" and not pathlib.Path(data).is_file():
+            raise logs.LogError(f"--data {data}: no such file; give ml1m, simulate, obd or a Parquet file")
+        return quality.open_log(config, data, actions, limit, say)
+    made, rows = simulator.Simulator(simulator.SEESAW), limit or SIMULATED_ROWS
+    found, held = [], 0
+    for block in made.events():
+        found.append(block)
+        held += len(block.item)
+        if held >= rows:
+            break
+    return logs.head(logs.from_blocks(config, made.world, found), rows)
+
+
+def configured(data: str, spec: pathlib.Path | None, name: str) -> configuration.Config:
+    """The configuration under which a protocol reads this data.
+
+    Raises:
+        LogError: a file of one's own without `--spec`, or no such protocol.
+        ConfigError: the file is no configuration.
+    """
+    if spec is None and data not in OWN:
+        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
+    file = spec or specs.path(OWN[data][name != "P"])
+    return protocols.settings_of(configuration.load(file), name)
+
+
+def study(
+    config: configuration.Config, planned: protocols.Plan, entrants: list[zoo.Entrant], bench: zoo.Bench, resamples: int,
+    ablation: bool = False,
+) -> studies.Study:  # fmt: skip
+    """Run everybody and judge. The reference is each scenario's own network, or, of ablations, PEPNet as configured."""
+    results = {entrant.name: bench.model(entrant) for entrant in entrants}
+    if not ablation:
+        results[zoo.ALONE] = bench.alone(zoo.Entrant(zoo.ALONE, zoo.single(config)))
+    results.update(bench.baselines(config))
+    return studies.make(config, planned, results, entrants[0].name if ablation else zoo.ALONE, resamples)
+
+
+app = typer.Typer()
+
+
+@app.command()
+def models(
+    data: Annotated[str, typer.Option(help="ml1m, simulate, obd, or a Parquet file of shown rows")] = "ml1m",
+    spec: Annotated[pathlib.Path | None, typer.Option(help="the configuration with the feature spec; data sets have one")] = None,
+    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
+    protocol_names: Annotated[str, typer.Option("--protocol", help="of P (in order of time), C (cut in time), R (random)")] = "P",
+    model_names: Annotated[str, typer.Option("--models", help="comma-separated names; all of the table without it")] = "",
+    ablations: Annotated[bool, typer.Option("--ablations", help="PEPNet without its parts and in other sizes")] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="runs of each random model")] = 3,
+    lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
+    limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
+    epochs: Annotated[int, typer.Option(min=1, max=100, help="most passes of protocol R, which stops early")] = 5,
+    resamples: Annotated[int, typer.Option(min=20, help="resamples of users for p-values")] = 200,
+    choose_settings: Annotated[bool, typer.Option("--choose", help="choose rates for --models on the first 20 %")] = False,
+    report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="folder for tables, plots, the page and finished passes")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="take finished passes from --out, if settings and data are equal")
+    ] = False,
+) -> None:
+    """Every model on one log, by scenario and objective, against each scenario's own network and the baselines."""
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    command, made, rows = report.command_line(), list[studies.Study](), list[report.Row]()
+    names = [n.strip() for n in model_names.split(",") if n.strip()]
+    wanted = [n.strip() for n in protocol_names.split(",")]
+    chosen_lag, progress = quality.lag_of(lag), quality.Progress()
+    if resume and out is None:
+        raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
+    if out is not None:
+        plots.pyplot()
+    for name in wanted:
+        config = configured(data, spec, name)
+        entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
+        log = open_log(config, data, actions, limit)
+        inputs = protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features"))
+        if choose_settings:
+            found = quality.choose(config, inputs, names=names or [config.model.name])
+            console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *(f"{k} = {v:g}" for k, v in found.items())]))
+            continue
+        cuts = protocols.ML1M_CUTS_MS if data == "ml1m" and limit is None else None
+        planned = protocols.plan(name, inputs, config.quality.burn_in, epochs, cuts)
+        bench = zoo.Bench(planned, range(seeds), None if out is None else out / "passes", resume, progress)
+        made.append(study(config, planned, entrants, bench, resamples, ablations))
+        rows += studies.rows_of(made[-1], data, limit is None, command)
+    if choose_settings:
+        return
+    _show(console, made, rows)
+    if report_file is not None:
+        report.write(report_file, rows)
+        console.print(f"written: {report_file}")
+    if out is not None:
+        console.print(f"written: {plots.write(out, f'Models on {data}', command, made, tables.verdicts(rows))}")
+
+
+def _show(console: Console, made: list[studies.Study], rows: list[report.Row]) -> None:
+    for one in made:
+        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one)]))
+        for grid in grids:
+            console.print(tables.terminal(grid))
+        for notice in one.notices:
+            console.print(f"{one.label}: {notice}")
+    judged = tables.verdicts(rows)
+    if judged.rows:
+        console.print(tables.terminal(judged))

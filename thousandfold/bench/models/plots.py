@@ -1,0 +1,149 @@
+"""Plots of a study as PNG files, and one page that opens from disk. The same study gives the same bytes."""
+
+import base64
+import html
+import io
+import itertools
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from state import config as configuration
+from thousandfold.bench import figures, quality
+from thousandfold.bench.models import study as studies
+from thousandfold.bench.models import tables, zoo
+
+WINDOWS, LINES = 20, 6
+LEAST_ROWS = 50
+"""A window with fewer rows has no point."""
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }
+div { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% } h2 { font-size: 1.05em; margin-top: 2em }
+code { background: #f3f3f3; padding: .1em .3em }
+"""
+
+
+def pyplot() -> Any:
+    """Matplotlib without a screen.
+
+    Raises:
+        Refused: it is not installed.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415  (only plots need it)
+    except ImportError as error:
+        raise configuration.Refused("--out draws plots and needs matplotlib: pip install 'thousandfold[bench]'") from error
+    mpl.use("agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    return plt
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    pyplot().close(figure)
+    return out.getvalue()
+
+
+def _shown(study: studies.Study) -> list[str]:
+    """The models that are ahead, and those that stand in every plot."""
+    always = [name for name in (*zoo.BASELINES, zoo.ALONE) if name in study.results]
+    others = [name for name in study.results if name not in always]
+    worth = {name: study.mean("auc", studies.Key(name, "", 0)) for name in others}
+    ahead = sorted((n for n in others if np.isfinite(worth[n])), key=lambda n: -worth[n])[:LINES]
+    return [name for name in study.results if name in {*ahead, *always}]
+
+
+def over_time(study: studies.Study, objective: int = 0) -> bytes:
+    """AUC of the leading models by twentieths of the log, one picture per scenario."""
+    plt, inputs = pyplot(), study.plan.inputs
+    of_row = np.repeat(inputs.scenario, np.diff(inputs.start))
+    codes = dict(quality.scenarios_of(study.config, inputs))
+    bounds = np.linspace(np.flatnonzero(study.plan.counted)[0], inputs.rows, WINDOWS + 1).astype(int)
+    figure, axes = plt.subplots(1, len(study.scenarios), figsize=(5 * len(study.scenarios), 4), sharey=True, squeeze=False)
+    for axis, scenario in zip(axes[0], study.scenarios, strict=True):
+        chosen = of_row == codes[scenario]
+        for name in _shown(study):
+            score = study.results[name].predictions[0][:, objective]
+            points = []
+            for low, high in itertools.pairwise(bounds.tolist()):
+                rows = low + np.flatnonzero(chosen[low:high] & study.plan.counted[low:high])
+                enough = len(rows) >= LEAST_ROWS
+                points.append(figures.auc(inputs.label[rows, objective], score[rows]) if enough else np.nan)
+            dashed = "--" if name in {*zoo.BASELINES, zoo.ALONE} else "-"
+            axis.plot(100 * bounds[1:] / inputs.rows, points, dashed, label=name, linewidth=1.3)
+        axis.set_title(scenario)
+        axis.set_xlabel("% of the rows")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel(f"AUC, {study.objectives[objective]}")
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
+def seesaw(study: studies.Study) -> bytes:
+    """Differences to the reference as a map, models by scenarios and objectives."""
+    plt = pyplot()
+    cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
+    names = [name for name in study.results if name != study.reference]
+    found = [[study.differences.get(studies.Key(n, s, o)) for s, o in cells] for n in names]
+    values = np.array([[np.nan if d is None else d.value for d in line] for line in found], np.float64)
+    size = np.nanmax(np.abs(values), initial=1e-4)
+    figure, axis = plt.subplots(figsize=(2 + 1.3 * len(cells), 1.2 + 0.38 * len(names)))
+    axis.imshow(values, cmap="RdYlGn", vmin=-1.6 * size, vmax=1.6 * size, aspect="auto")
+    several = len(study.objectives) > 1
+    axis.set_xticks(range(len(cells)), [f"{s}\n{study.objectives[o]}" if several else s for s, o in cells])
+    axis.set_yticks(range(len(names)), names)
+    for (i, line), j in ((pair, j) for pair in enumerate(found) for j in range(len(cells))):
+        d = line[j]
+        if d is not None:
+            axis.text(j, i, f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}", ha="center", va="center", fontsize=8)
+    axis.set_title(f"{study.label}: AUC over {study.reference}  (* p < .01)", fontsize=10)
+    return _png(figure)
+
+
+def page(title: str, command: str, grids: Iterable[tables.Grid], pictures: dict[str, bytes], notices: Sequence[str]) -> str:
+    """One page with its pictures inside; it reads nothing from outside."""
+    told = "".join(f"<li>{html.escape(n)}</li>" for n in notices)
+    drawn = "".join(_picture(html.escape(name), body) for name, body in pictures.items())
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head>'
+        f"<body><h1>{html.escape(title)}</h1><p><code>{html.escape(command)}</code></p>"
+        + (f"<p>Not measured:</p><ul>{told}</ul>" if told else "")
+        + "".join(tables.markup(grid) for grid in grids)
+        + f"{drawn}</body></html>\n"
+    )
+
+
+def _picture(name: str, body: bytes) -> str:
+    return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(body).decode()}">'
+
+
+def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies.Study], rows: tables.Grid) -> pathlib.Path:
+    """Write `index.html`, `tables.md` and the PNG files into a folder; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    grids, pictures, notices = [rows] if rows.rows else [], dict[str, bytes](), list[str]()
+    for study in made:
+        notices += [f"{study.label}: {n}" for n in study.notices]
+        grids += tables.overall(study)
+        table = tables.seesaw(study)
+        if table is not None:
+            grids.append(table)
+            pictures[f"{study.label} seesaw"] = seesaw(study)
+        grids += tables.scenarios(study)
+        if study.plan.name == "P" and study.results:
+            for o, objective in enumerate(study.objectives):
+                pictures[f"{study.label} AUC over time {objective}"] = over_time(study, o)
+    for name, body in pictures.items():
+        (folder / f"{name.replace(' ', '_')}.png").write_bytes(body)
+    told = "".join(f"- {n}\n" for n in notices)
+    text = f"# {title}\n\n`{command}`\n\n{told}\n" + "\n".join(tables.markdown(grid) for grid in grids)
+    (folder / "tables.md").write_text(text, encoding="utf-8")
+    file = folder / "index.html"
+    file.write_text(page(title, command, grids, pictures, notices), encoding="utf-8")
+    return file

@@ -1,0 +1,179 @@
+"""The three protocols: what is trained on, in which order, and which rows count.
+
+P (prequential): one pass in order of time, predicted before trained on; the protocol that counts. C (chronological): one pass
+up to a cut, then scored as it stands. R (random 8:1:1 of the rows): what the public benchmark does; it trains on the future, so
+its figures are for comparison with others' figures only. C and R read ids and raw attributes: no counters, no behaviour.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from learner import step
+from models import base
+from state import config as configuration
+from state import spec
+from thousandfold.bench import figures, logs, protocol
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+PROTOCOLS = ("P", "C", "R")
+TRAIN, VALID = 0.8, 0.1
+ML1M_CUTS_MS = (975_768_738_000, 978_133_376_000)
+"""Last millisecond of training and of validation, on MovieLens-1M."""
+SCORE_ROWS = 8_192
+
+
+class Plan(NamedTuple):
+    """Inputs in the order in which they are read, lists `until` which labels are learned, and the rows (R,) that count.
+
+    With `epochs` above 0 lists are single rows without support: they are trained on in so many passes over [0, until), each
+    in another order, and the one that validates best, on [until, valid), is kept.
+    """
+
+    name: str
+    inputs: protocol.Inputs
+    counted: npt.NDArray[np.bool_]
+    until: int
+    valid: int
+    epochs: int = 0
+
+
+def identities(config: configuration.Config) -> configuration.Config:
+    """The configuration with ids and raw attributes only: no counters, recent behaviour or places in the list."""
+    features = spec.Features(categories=config.features.categories, numbers=config.features.numbers)
+    kept = {c.name for c in features.categories} | set(spec.number_names(features))
+    read = tuple(name for name in config.model.scenario_features if name in kept)
+    model = msgspec.structs.replace(config.model, scenario_features=read)
+    return msgspec.structs.replace(config, features=features, model=model)
+
+
+def settings_of(config: configuration.Config, name: str) -> configuration.Config:
+    """The configuration under which a protocol runs; R has no order of time and so neither support nor adaptation.
+
+    Raises:
+        LogError: there is no such protocol.
+    """
+    if name not in PROTOCOLS:
+        raise logs.LogError(f"--protocol {name!r}: there are {', '.join(PROTOCOLS)}")
+    if name == "P":
+        return config
+    config = identities(config)
+    if name == "C":
+        return config
+    return msgspec.structs.replace(config, meta=msgspec.structs.replace(config.meta, mode="off", scenarios={}))
+
+
+def plan(
+    name: str, inputs: protocol.Inputs, burn_in: float, epochs: int = 1, cuts_ms: tuple[int, int] | None = None, seed: int = 0
+) -> Plan:
+    """A protocol over prepared inputs; without `cuts_ms`, C cuts by share of the rows.
+
+    Raises:
+        LogError: a part has no rows.
+    """
+    lists, rows = len(inputs.ts), np.arange(inputs.rows)
+    if name == "P":
+        return Plan(name, inputs, rows >= round(burn_in * inputs.rows), lists, lists)
+    if name == "R":
+        order = np.random.default_rng(seed).permutation(inputs.rows)
+        until, valid = round(TRAIN * inputs.rows), round((TRAIN + VALID) * inputs.rows)
+        planned = Plan(name, _single_rows(inputs, order), rows >= valid, until, valid, epochs)
+    else:
+        until, valid = _cuts(inputs, cuts_ms)
+        planned = Plan(name, inputs, rows >= inputs.start[valid], until, valid)
+    if not 0 < until < valid < len(planned.inputs.ts):
+        raise logs.LogError(f"protocol {name}: training, validation or test has no rows; use more of the log")
+    return planned
+
+
+def _cuts(inputs: protocol.Inputs, cuts_ms: tuple[int, int] | None) -> tuple[int, int]:
+    if cuts_ms is not None:
+        return int(np.searchsorted(inputs.ts, cuts_ms[0], "right")), int(np.searchsorted(inputs.ts, cuts_ms[1], "right"))
+    shares = [TRAIN * inputs.rows, (TRAIN + VALID) * inputs.rows]
+    # Lists of one time stay on one side.
+    at = [inputs.ts[min(int(np.searchsorted(inputs.start, share)), len(inputs.ts) - 1)] for share in shares]
+    first, second = (int(np.searchsorted(inputs.ts, t, "left")) for t in at)
+    return first, second
+
+
+def _single_rows(inputs: protocol.Inputs, order: I64) -> protocol.Inputs:
+    """Every row as a list of its own, in this order; labels of all earlier ones are known."""
+    of = np.repeat(np.arange(len(inputs.ts)), np.diff(inputs.start))[order]
+    n = np.arange(len(order) + 1)
+    return inputs._replace(
+        request=inputs.request[of], user=inputs.user[of], scenario=inputs.scenario[of], task=inputs.task[of], ts=inputs.ts[of],
+        start=n, known=n[:-1], item=inputs.item[order], group=inputs.group[order], ids=inputs.ids[order], x=inputs.x[order],
+        label=inputs.label[order], lag=protocol.Lag(),
+    )  # fmt: skip
+
+
+def of_scenario(whole: Plan, scenario: int) -> tuple[Plan, npt.NDArray[np.bool_]]:
+    """The plan of one scenario alone, and which rows (R,) of the whole it has. Labels become known as late as in the whole."""
+    d = whole.inputs
+    lists = np.flatnonzero(d.scenario == scenario)
+    rows = np.repeat(d.scenario == scenario, np.diff(d.start))
+    until, valid = (int(np.searchsorted(lists, n)) for n in (whole.until, whole.valid))
+    inputs = d._replace(
+        request=d.request[lists], user=d.user[lists], scenario=d.scenario[lists], task=d.task[lists], ts=d.ts[lists],
+        start=np.r_[0, np.cumsum(np.diff(d.start)[lists])], known=np.searchsorted(lists, d.known[lists]),
+        item=d.item[rows], group=d.group[rows], ids=d.ids[rows], x=d.x[rows], label=d.label[rows],
+    )  # fmt: skip
+    return whole._replace(inputs=inputs, counted=whole.counted[rows], until=until, valid=valid), rows
+
+
+def run(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell: protocol.Tell | None = None) -> F32:
+    """Probabilities (R, O) of every row that counts, as served; other rows may be NaN.
+
+    Raises:
+        FloatingPointError: a step was skipped, or a probability of a row that counts is not finite.
+    """
+    if planned.epochs:
+        found = _epochs(config, planned, trainer, tell)
+    else:
+        found = protocol.run(config, planned.inputs, tell, trainer, planned.until).adapted
+    bad = ~np.isfinite(found[planned.counted])
+    if bad.any():
+        raise FloatingPointError(f"{int(bad.sum())} probabilities are not finite; lower the rates in [optimizer]")
+    return found
+
+
+def _epochs(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell: protocol.Tell | None) -> F32:
+    d, best, out = planned.inputs, -np.inf, np.full_like(planned.inputs.label, np.nan)
+    random = np.random.default_rng(config.learner.seed)
+    held = slice(planned.until, planned.valid)
+    now = int(d.ts.max())
+    for epoch in range(planned.epochs):
+        order = random.permutation(planned.until)
+        for at in range(0, planned.until, config.learner.rows_per_step):
+            chosen = order[at : at + config.learner.rows_per_step]
+            done = trainer.step(_rows(d, chosen), now)
+            if done.skipped:
+                raise FloatingPointError(f"epoch {epoch + 1}, row {at}: {done.skipped}; lower the rates in [optimizer]")
+            if tell is not None:
+                tell(epoch * planned.until + at + len(chosen), planned.epochs * planned.until)
+        judged = _score(trainer, d, held)
+        worth = -float(
+            np.mean([figures.figures(d.group[held], d.label[held, o], judged[:, o]).logloss for o in range(d.label.shape[1])])
+        )
+        if not worth > best:
+            break
+        best = worth
+        out[planned.valid :] = _score(trainer, d, slice(planned.valid, len(d.ts)))
+    return out
+
+
+def _score(trainer: step.Trainer, d: protocol.Inputs, part: slice) -> F32:
+    rows = np.arange(part.start, part.stop)
+    return np.concatenate([trainer.score(_rows(d, rows[at : at + SCORE_ROWS])).adapted for at in range(0, len(rows), SCORE_ROWS)])
+
+
+def _rows(d: protocol.Inputs, chosen: I64) -> base.Batch:
+    """Rows as lists of one without support."""
+    label, ones, none = d.label[chosen], np.ones(len(chosen), np.int64), np.zeros(len(chosen), np.int64)
+    return base.Batch(
+        d.ids[chosen], d.x[chosen], label, np.ones_like(label), d.scenario[chosen], ones, none,
+        d.ids[:0], d.x[:0], d.label[:0],
+    )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Tables of a study: on the terminal, in Markdown and in the page."""
+
+import html
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from rich import table as rich_table
+
+from thousandfold.bench import report
+from thousandfold.bench.models import study as studies
+from thousandfold.bench.models import zoo
+
+
+class Grid(NamedTuple):
+    """Cells as text; the first column is a name, the others are numbers."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def overall(study: studies.Study) -> Iterator[Grid]:
+    """One per objective: every figure over all scenarios, AUC in each, and what the entrant cost."""
+    for o, objective in enumerate(study.objectives):
+        heads = ["model", "AUC", "± se", "GAUC", "logloss", "calibration", *(f"AUC {s}" for s in study.scenarios)]
+        rows = []
+        for name, r in study.results.items():
+            key = studies.Key(name, "", o)
+            own = [number(study.mean("auc", key._replace(scenario=s))) for s in study.scenarios]
+            cost = [f"{r.parameters:,}", f"{study.plan.inputs.rows / max(r.seconds, 1e-9):,.0f}", f"{r.memory_mb:,.1f}"]
+            rows.append([name, *_figures(study, key), *own, *cost])
+        yield Grid(f"{study.label}, {objective}: {_caption(study)}", [*heads, "parameters", "rows/s", "MB"], rows)
+
+
+def scenarios(study: studies.Study) -> Iterator[Grid]:
+    """One per scenario and objective, with the difference to the reference."""
+    for s in study.scenarios:
+        for o, objective in enumerate(study.objectives):
+            rows = []
+            for name in study.results:
+                key = studies.Key(name, s, o)
+                d = study.differences.get(key)
+                shown = ["", ""] if d is None else [f"{d.value:+.4f} ± {d.stderr:.4f}", f"{d.p:.2g}"]
+                rows.append([name, *_figures(study, key), *shown])
+            heads = ["model", "AUC", "± se", "GAUC", "logloss", "calibration", f"over {study.reference}", "p"]
+            count = study.figures[studies.Key(next(iter(study.results)), s, o)][0].rows if study.results else 0
+            yield Grid(f"{study.label}, {objective} in {s}: {count:,} rows", heads, rows)
+
+
+def seesaw(study: studies.Study) -> Grid | None:
+    """Every entrant against the reference, in AUC, by scenario and objective; starred where p is below .01."""
+    if not study.differences:
+        return None
+    several = len(study.objectives) > 1
+    cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
+    heads = ["model", *(f"{s} {study.objectives[o]}" if several else s for s, o in cells)]
+    rows = []
+    for name in study.results:
+        if name != study.reference:
+            found = [study.differences.get(studies.Key(name, s, o)) for s, o in cells]
+            rows.append([name, *("–" if d is None else f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}" for d in found)])
+    what = "each scenario's network on its own rows" if study.reference == zoo.ALONE else study.reference
+    return Grid(f"{study.label}: AUC over {what} (* p < .01, bootstrap of users)", heads, rows)
+
+
+def verdicts(rows: list[report.Row]) -> Grid:
+    """What has a target or a peer, and whether it is met."""
+    shown = []
+    for r in rows:
+        if r.passed is not None:
+            target = "" if r.target is None else f"{r.target:g}"
+            shown.append([r.id, number(r.value), target, r.peer or "", "pass" if r.passed else "miss"])
+    return Grid("targets", ["figure", "value", "target", "against", ""], shown)
+
+
+def _figures(study: studies.Study, key: studies.Key) -> list[str]:
+    runs = [run.auc for run in study.figures[key]]
+    stderr = f"{np.std(runs, ddof=1) / len(runs) ** 0.5:.4f}" if len(runs) > 1 and np.isfinite(runs).all() else ""
+    return [number(study.mean("auc", key)), stderr, *(number(study.mean(f, key)) for f in ("gauc", "logloss", "calibration"))]
+
+
+def _caption(study: studies.Study) -> str:
+    counted, lag = int(study.plan.counted.sum()), study.plan.inputs.lag
+    late = f", labels {lag.rows:,} rows late" if lag.rows else f", labels {lag.seconds:g} s late" if lag.seconds else ""
+    return f"{studies.CAPTIONS[study.label]}{late}; {counted:,} of {study.plan.inputs.rows:,} rows count"
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash where there is none."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def terminal(grid: Grid) -> rich_table.Table:
+    """For a console."""
+    shown = rich_table.Table(title=grid.title)
+    for k, head in enumerate(grid.heads):
+        shown.add_column(head, justify="right" if k else "left")
+    for row in grid.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(grid: Grid) -> str:
+    """With its title as a heading."""
+    lines = [grid.heads, ["---", *("---:" for _ in grid.heads[1:])], *grid.rows]
+    return (
+        f"### {grid.title}\n\n"
+        + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        + "\n"
+    )
+
+
+def markup(grid: Grid) -> str:
+    """As HTML."""
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in grid.heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in grid.rows)
+    return f"<h2>{html.escape(grid.title)}</h2><div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

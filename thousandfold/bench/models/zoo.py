@@ -1,0 +1,182 @@
+"""Who takes part, and what each made of the log: models of the table, variants of one, their single models, the baselines."""
+
+import hashlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from learner import step
+from models import registry
+from state import config as configuration
+from thousandfold.bench import baselines, logs, protocol, quality
+from thousandfold.bench.models import protocols
+
+F32 = npt.NDArray[np.float32]
+ALONE = "alone"
+BASELINES = ("fm32", "bias")
+FLOORS = ("fm", "lr")
+"""Models of the table that are there to be beaten: never the best."""
+NO_GATES: dict[str, object] = {"use_epnet": False, "use_ppnet": False}
+
+
+class Entrant(NamedTuple):
+    """A name in the tables, and the configuration that it stands for."""
+
+    name: str
+    config: configuration.Config
+
+
+class Result(NamedTuple):
+    """Of one entrant: probabilities (R, O) per seed, seconds a pass, numbers learned, and megabytes of them and their optimiser.
+
+    `problem` says why there are no predictions, or is empty. `seconds` is NaN where it was not measured.
+    """
+
+    predictions: list[F32]
+    seconds: float
+    parameters: int
+    memory_mb: float
+    problem: str = ""
+
+
+def chosen(config: configuration.Config, names: Sequence[str]) -> list[Entrant]:
+    """Models by name, all of the table without names, under the one configuration.
+
+    Raises:
+        LogError: there is no such model.
+    """
+    for name in names:
+        if name not in registry.MODELS:
+            raise logs.LogError(f'--models: "{name}" is unknown; the table has {", ".join(registry.MODELS)}')
+    return [Entrant(name, quality.override(config, "model.name", name)) for name in names or registry.MODELS]
+
+
+def ablations(config: configuration.Config) -> list[Entrant]:
+    """P5: PEPNet without its parts, with other gates, depths and widths; the configuration's own values are not repeated."""
+    model = msgspec.structs.replace(config.model, name="pepnet")
+    config = msgspec.structs.replace(config, model=model)
+    variants: dict[str, dict[str, object]] = {
+        "pepnet": {},
+        "no_epnet": {"use_epnet": False},
+        "no_ppnet": {"use_ppnet": False},
+        "no_gates": NO_GATES,
+        "gradient_through_gates" if model.stop_gradient else "stop_gradient": {"stop_gradient": not model.stop_gradient},
+        **{f"gamma_{g:g}": {"gamma": g} for g in (1.0, 1.5, 2.0, 3.0, 4.0)},
+        **{f"depth_{d}": {"hidden": (64,) * (d - 1) + (32,)} for d in range(1, 6)},
+        **{f"width_{w}": {"embedding_width": w} for w in (4, 8, 16, 32)},
+    }
+    return [
+        Entrant(name, msgspec.structs.replace(config, model=msgspec.structs.replace(model, **changed)))
+        for name, changed in variants.items()
+        if name == "pepnet" or any(getattr(model, key) != value for key, value in changed.items())
+    ]
+
+
+def single(config: configuration.Config) -> configuration.Config:
+    """The network that each scenario has for itself: the shared bottom, or PEPNet without gates where the table lacks it."""
+    changes: dict[str, object] = (
+        {"name": "shared_bottom"} if "shared_bottom" in registry.MODELS else {"name": "pepnet", **NO_GATES}
+    )
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, **changes))
+
+
+class Bench:
+    """One protocol on one log: passes of entrants, kept in a folder so that an interrupted benchmark goes on where it was."""
+
+    def __init__(
+        self, planned: protocols.Plan, seeds: Sequence[int], kept: pathlib.Path | None = None, resume: bool = False,
+        progress: quality.Progress | None = None,
+    ) -> None:  # fmt: skip
+        """`kept` is a folder for finished passes; they are read again with `resume` if configuration and inputs are the same."""
+        self.plan, self.seeds, self._kept, self._resume = planned, seeds, kept, resume
+        self._progress = progress or quality.Progress()
+        self._digest = _digest(planned)
+
+    def model(self, entrant: Entrant) -> Result:
+        """Every seed of a model."""
+        return self._seeds(entrant, lambda config, name: self._pass(config, name, self.plan))
+
+    def alone(self, entrant: Entrant) -> Result:
+        """The network trained on each scenario's rows only, its blocks as long in time as the others'; nothing is shared."""
+        return self._seeds(entrant, self._scenarios)
+
+    def _seeds(self, entrant: Entrant, one: Callable[[configuration.Config, str], Result]) -> Result:
+        found = []
+        for seed in self.seeds:
+            config = quality.override(entrant.config, "learner.seed", seed)
+            try:
+                found.append(self._stored(config, f"{entrant.name}, seed {seed}", one))
+            except FloatingPointError as error:
+                return Result([], np.nan, 0, np.nan, f"{entrant.name}, seed {seed}: {error}")
+        seconds = float(np.mean([r.seconds for r in found]))
+        return Result([r.predictions[0] for r in found], seconds, found[0].parameters, found[0].memory_mb)
+
+    def _stored(self, config: configuration.Config, name: str, one: Callable[[configuration.Config, str], Result]) -> Result:
+        if self._kept is None:
+            return one(config, name)
+        key = hashlib.sha256(self._digest + name.encode() + msgspec.json.encode(config, order="deterministic")).hexdigest()[:24]
+        file = self._kept / f"{key}.npz"
+        if self._resume and file.exists():
+            with np.load(file, allow_pickle=False) as arrays:
+                seconds, parameters, memory = arrays["figures"].tolist()
+                return Result([arrays["prediction"]], seconds, int(parameters), memory)
+        result = one(config, name)
+        self._kept.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".part")
+        with temporary.open("wb") as out:
+            np.savez(
+                out, prediction=result.predictions[0], figures=np.array([result.seconds, result.parameters, result.memory_mb])
+            )
+        temporary.replace(file)
+        return result
+
+    def _pass(self, config: configuration.Config, name: str, planned: protocols.Plan) -> Result:
+        began = time.perf_counter()
+        trainer = step.Trainer(config)
+        prediction = protocols.run(config, planned, trainer, self._progress.stage(f"{planned.name}: {name}"))
+        seconds = time.perf_counter() - began
+        arrays = trainer.arrays()
+        numbers = trainer.dense.size + arrays["table"].size
+        return Result([prediction], seconds, int(numbers), sum(a.nbytes for a in arrays.values()) / 1e6)
+
+    def _scenarios(self, config: configuration.Config, name: str) -> Result:
+        whole = self.plan.inputs
+        out = np.full_like(whole.label, np.nan)
+        results = []
+        for scenario in np.unique(whole.scenario).tolist():
+            planned, rows = protocols.of_scenario(self.plan, scenario)
+            block = max(1, round(config.quality.block_rows * rows.mean()))
+            own = quality.override(config, "quality.block_rows", block)
+            results.append(self._pass(own, f"{name}, {whole.scenarios[scenario]}", planned))
+            out[rows] = results[-1].predictions[0]
+        seconds, memory = sum(r.seconds for r in results), sum(r.memory_mb for r in results)
+        return Result([out], seconds, sum(r.parameters for r in results), memory)
+
+    def baselines(self, config: configuration.Config) -> Iterator[tuple[str, Result]]:
+        """The factorisation machine at batch 32, as late as the models, and the bias per event; one pass in every protocol."""
+        inputs, q = protocol.frozen(self.plan.inputs, self.plan.until), config.quality
+        blocked = inputs if self.plan.epochs else protocol.blocked(inputs, q.block_rows)
+        objectives = range(inputs.label.shape[1])
+        distinct = sum(len(np.unique(column)) for column in inputs.ids.T) + inputs.x.shape[1]
+        size = len(objectives) * (distinct * (q.fm_width + 1) + 1)
+        began, fm = time.perf_counter(), []
+        for seed in self.seeds:
+            fm.append(np.stack([baselines.fm32(blocked, o, q.fm_rate, q.fm_width, seed) for o in objectives], 1))
+        yield "fm32", Result(fm, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6)
+        began = time.perf_counter()
+        bias = np.stack([baselines.bias(inputs, o, q.bias_rate) for o in objectives], 1)
+        size = len(objectives) * (len(np.unique(inputs.user)) + len(np.unique(inputs.item)) + 1)
+        yield "bias", Result([bias], time.perf_counter() - began, size, 8 * size / 1e6)
+
+
+def _digest(planned: protocols.Plan) -> bytes:
+    """What a kept pass depends on beside its configuration; not the code."""
+    hashed = hashlib.sha256(repr((planned.name, planned.until, planned.valid, planned.epochs, planned.inputs.lag)).encode())
+    for array in (planned.inputs.ids, planned.inputs.x, planned.inputs.label, planned.inputs.start, planned.inputs.known):
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.digest()
