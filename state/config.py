@@ -137,11 +137,22 @@ class Model(spec.Section, frozen=True):
     use_epnet: Annotated[bool, Meta(description="gate the embeddings by scenario")] = True
     use_ppnet: Annotated[bool, Meta(description="gate the hidden layers by user and item")] = True
     stop_gradient: Annotated[bool, Meta(description="gates do not change what they read, only what they own")] = True
-    scenario_features: Annotated[tuple[str, ...], Meta(description="feature columns that the EPNet gate reads")] = ("scenario",)
+    scenario_features: Annotated[
+        tuple[str, ...], Meta(description="feature columns that tell scenarios apart: what gates by scenario read")
+    ] = ("scenario",)
     personal_features: Annotated[tuple[str, ...], Meta(description="category columns that the PPNet gate reads")] = (
         "user",
         "item",
     )
+    experts: Annotated[int, Meta(ge=1, description="experts that scenarios share, in models with a mixture of them")] = 4
+    own_experts: Annotated[int, Meta(ge=1, description="experts of its own that a scenario has beside those")] = 1
+    adapter_rank: Annotated[
+        int, Meta(ge=1, description="HAMUR: rows and columns of the matrix that is generated per instance")
+    ] = 8
+    adapter_width: Annotated[int, Meta(ge=1, description="HAMUR: width that an adapter narrows a layer to")] = 16
+    prune_below: Annotated[float, Meta(ge=0, description="AdaSparse: a neuron with a smaller factor is left out")] = 0.25
+    prune_least: Annotated[float, Meta(ge=0, lt=1, description="AdaSparse: share of a layer that is left out in any case")] = 0.15
+    prune_most: Annotated[float, Meta(ge=0, lt=1, description="AdaSparse: share of a layer that may be left out")] = 0.25
     own_towers: Annotated[
         bool, Meta(description="scenarios have towers of their own, as changes of the shared one that their rows have to earn")
     ] = True
@@ -367,6 +378,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("features", layout_error))
     categories = {c.name for c in config.features.categories}
     for part in config.task.key:
+        if part in {c.name for c in spec.sequences(config.features)}:
+            found.append(("task.key", f'"{part}" holds the user\'s last actions, which no task can be named after'))
         if part not in {"user", "item", "scenario"} | categories:
             found.append(("task.key", f'"{part}" is neither "user", "item", "scenario" nor a declared category'))
     for part in config.quality.group:
@@ -380,6 +393,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         for column in wanted:
             if config.features.categories and column not in allowed:
                 found.append((key, f'"{column}" is not a declared column; allowed: {", ".join(sorted(allowed))}'))
+    if config.model.prune_least > config.model.prune_most:
+        found.append(("model.prune_least", f"must not exceed prune_most, which is {config.model.prune_most:g}"))
     if config.join.window_s + config.join.lateness_s > config.join.retention_s:
         found.append(("join.window_s", "window_s plus lateness_s must not exceed retention_s"))
     if config.support.max_age_s < config.join.window_s:

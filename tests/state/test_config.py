@@ -102,3 +102,8 @@ def _escape(text: str) -> str:
 
 def _literal(value: object) -> str:
     return f'"{_escape(value)}"' if isinstance(value, str) else repr(value)
+
+
+def test_a_layer_cannot_lose_more_at_least_than_at_most() -> None:
+    with pytest.raises(ConfigError, match=r"model\.prune_least: must not exceed prune_most, which is 0\.25"):
+        parse("[model]\nprune_least = 0.5\n")
