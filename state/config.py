@@ -66,8 +66,40 @@ class Objective(spec.Section, frozen=True):
     """One label to predict."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", description="column name of the label")]
-    action: Annotated[str, Meta(min_length=1, description="kind of action that makes the label 1")]
-    min_value: Annotated[float, Meta(description="an action below this value does not count as positive")] = 0.0
+    action: Annotated[str, Meta(min_length=1, description="kind of action that makes the label")]
+    min_value: Annotated[float, Meta(description="an action below this value does not count")] = 0.0
+    kind: Annotated[
+        Literal["binary", "multiclass", "regression", "ranking"],
+        Meta(
+            description="binary: 1 with the action, else 0; multiclass: the action's value is the class; regression: the "
+            "action's value is what to predict (both are learned from rows with the action only); ranking: rows that were "
+            "acted on above the others of their list. Of several actions the greatest counts"
+        ),
+    ] = "binary"
+    classes: Annotated[int, Meta(ge=0, le=1000, description="multiclass: number of classes, 0 to classes - 1")] = 0
+    transform: Annotated[Literal["none", "log1p"], Meta(description="regression: what the loss sees of the value")] = "none"
+    scale: Annotated[float, Meta(gt=0, description="regression: the loss sees the transformed value divided by this")] = 1.0
+    weights: Annotated[
+        dict[str, Annotated[float, Meta(gt=0, le=1e6)]],
+        Meta(description="ranking: further kinds of action and how much each counts (`action`: 1); empty: an action's own value"),
+    ] = {}
+    scenarios: Annotated[
+        tuple[str, ...], Meta(description="of `scenarios.known`, those in which the objective exists; empty: in all")
+    ] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Logit columns: one for each class, else one."""
+        return self.classes if self.kind == "multiclass" else 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of action that make its label."""
+        return tuple(dict.fromkeys((self.action, *self.weights)))
+
+    def exists(self, scenario: str) -> bool:
+        """Whether it is an objective of this scenario."""
+        return not self.scenarios or scenario in self.scenarios
 
 
 class Scenarios(spec.Section, frozen=True):
@@ -144,8 +176,6 @@ class Model(spec.Section, frozen=True):
         "user",
         "item",
     )
-    experts: Annotated[int, Meta(ge=1, description="experts that scenarios share, in models with a mixture of them")] = 4
-    own_experts: Annotated[int, Meta(ge=1, description="experts of its own that a scenario has beside those")] = 1
     adapter_rank: Annotated[
         int, Meta(ge=1, description="HAMUR: rows and columns of the matrix that is generated per instance")
     ] = 8
@@ -156,6 +186,32 @@ class Model(spec.Section, frozen=True):
     own_towers: Annotated[
         bool, Meta(description="scenarios have towers of their own, as changes of the shared one that their rows have to earn")
     ] = True
+    experts: Annotated[int, Meta(ge=1, le=64, description="experts that all scenarios share (mmoe, trs; ple: at each level)")] = 4
+    own_experts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=16,
+            description="experts that each scenario has of its own (trs: above 1 a group with a gate of its own; ple: at each "
+            "level, and as many for each objective)",
+        ),
+    ] = 1
+    expert_hidden: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...],
+        Meta(description="widths of an expert's layers; empty: the hidden layers before the last, at least one"),
+    ] = ()
+    levels: Annotated[int, Meta(ge=1, le=8, description="extraction layers (ple)")] = 2
+    common_features: Annotated[
+        tuple[str, ...],
+        Meta(description="feature columns that the shared experts read (trs); empty: all, those of single scenarios too"),
+    ] = ()
+    star_tower: Annotated[
+        bool,
+        Meta(
+            description="own towers multiply the shared one instead of adding to it (trs): for several scenarios with several "
+            "objectives, not for one objective or for objectives of one product"
+        ),
+    ] = False
     wide: Annotated[
         Literal["off", "product", "fm"],
         Meta(
@@ -325,7 +381,7 @@ class Config(spec.Section, frozen=True):
     @property
     def action_kinds(self) -> tuple[str, ...]:
         """Accepted kinds of action; a kind's index here is its code in every packed record."""
-        kinds = dict.fromkeys(o.action for o in self.objectives)
+        kinds = dict.fromkeys(kind for o in self.objectives for kind in o.kinds)
         return tuple(kinds | dict.fromkeys(self.actions.other))
 
 
@@ -373,6 +429,11 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     names = [o.name for o in config.objectives]
     if len(set(names)) != len(names):
         found.append(("objectives", f"names must differ, got {names}"))
+    for i, objective in enumerate(config.objectives):
+        found += [(f"objectives[{i}].{key}", problem) for key, problem in _misdeclared(objective, config.scenarios.known)]
+    for name in config.scenarios.known:
+        if not any(o.exists(name) for o in config.objectives):
+            found.append(("objectives", f'scenario "{name}" of scenarios.known has no objective; add it to the scenarios of one'))
     layout_error = spec.problem(config.features, config.action_kinds)
     if layout_error:
         found.append(("features", layout_error))
@@ -399,6 +460,26 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("join.window_s", "window_s plus lateness_s must not exceed retention_s"))
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
+    return found
+
+
+def _misdeclared(objective: Objective, known: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Settings of one objective that its kind does not have or lacks, and scenarios that nobody declared."""
+    found, kind = [], objective.kind
+    if kind == "multiclass" and objective.classes < 2:
+        found.append(("classes", f'"{objective.name}" is multiclass and needs classes = 2 or more, got {objective.classes}'))
+    for key, given, owner in (
+        ("classes", objective.classes != 0, "multiclass"),
+        ("transform", objective.transform != "none", "regression"),
+        ("scale", objective.scale != 1.0, "regression"),
+        ("weights", bool(objective.weights), "ranking"),
+    ):
+        if given and kind != owner:
+            found.append((key, f'"{objective.name}" is {kind}, and only kind = "{owner}" has {key}; remove one of them'))
+    for name in objective.scenarios:
+        if name not in known:
+            allowed = ", ".join(known) or "none is declared"
+            found.append(("scenarios", f'"{name}" is not in scenarios.known ({allowed}); add it there or correct it'))
     return found
 
 

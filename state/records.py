@@ -82,6 +82,10 @@ class Decoder:
         self._impression = msgspec.json.Decoder(impression).decode, msgspec.msgpack.Decoder(impression).decode
         self._action = msgspec.json.Decoder(Action).decode, msgspec.msgpack.Decoder(Action).decode
         self._kinds = frozenset(config.action_kinds)
+        self._valued = {
+            kind: tuple(o for o in config.objectives if o.action == kind and (o.kind == "multiclass" or o.transform == "log1p"))
+            for kind in config.action_kinds
+        }
         self._max_items, self._max_bytes = config.join.max_items, config.topics.max_message_bytes
         self._future_ms, self._retention_ms = round(config.join.future_s * 1000), round(config.join.retention_s * 1000)
 
@@ -104,11 +108,14 @@ class Decoder:
         """An action.
 
         Raises:
-            Rejected: malformed, missing_or_mistyped, non_finite, too_large, unknown_action, future or expired.
+            Rejected: malformed, missing_or_mistyped (a value that an objective cannot use, too), non_finite, too_large,
+                unknown_action, future or expired.
         """
         found: Action = self._decode(self._action, value)
         if found.action not in self._kinds:
             raise Rejected("unknown_action", f"action {found.action!r}; declared: {', '.join(sorted(self._kinds))}")
+        for objective in self._valued[found.action]:
+            _check_value(found, objective)
         self._check_time(found.ts_ms, now_ms)
         return found
 
@@ -130,6 +137,17 @@ class Decoder:
             raise Rejected("future", f"ts_ms {ts_ms} is {(ts_ms - now_ms) / 1000:.0f} s ahead of the clock")
         if ts_ms < now_ms - self._retention_ms:
             raise Rejected("expired", f"ts_ms {ts_ms} is {(now_ms - ts_ms) / 1000:.0f} s old, beyond join.retention_s")
+
+
+def _check_value(action: Action, objective: configuration.Objective) -> None:
+    """A value that an objective counts must be one of its classes, or have a logarithm."""
+    value, named = action.value, f'of {action.action!r} for objective "{objective.name}"'
+    if value < objective.min_value:
+        return
+    if objective.kind == "multiclass" and not (value.is_integer() and 0 <= value < objective.classes):
+        raise Rejected("missing_or_mistyped", f"value {value:g} {named} is no class; classes are 0 to {objective.classes - 1}")
+    if objective.transform == "log1p" and value < 0:
+        raise Rejected("missing_or_mistyped", f"value {value:g} {named} is negative, and its transform is log1p")
 
 
 def decoder(config: configuration.Config) -> Decoder:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from state import spec
-from state.config import Config
+from state.config import Config, Objective
 from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
@@ -68,9 +68,23 @@ def layout(config: Config) -> Layout:
     end = at + 4 + 4 * n_objectives + 4 * numbers
     formats, offsets = zip(*fields.values(), strict=True)
     dtype = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": end + -end % 8})
-    meaning = (spec.fingerprint(config.features, config.action_kinds), config.objectives)
+    meaning = (spec.fingerprint(config.features, config.action_kinds), [meaning_of(o) for o in config.objectives])
     digest = hashlib.blake2b(msgspec.json.encode(meaning), digest_size=8).digest()
     return Layout(dtype, int.from_bytes(digest, "little"), config.support.size, round(config.support.max_age_s * 1000))
+
+
+def meaning_of(objective: Objective) -> dict[str, Any]:
+    """What gives a label its meaning. Settings that came later are left out at their default, so that old sets stay readable."""
+    fields = msgspec.structs.fields(Objective)
+    said = {f.name: getattr(objective, f.name) for f in fields}
+    always = ("name", "action", "min_value")
+    return {name: said[name] for name in always} | {
+        f.name: said[f.name] for f in fields if f.name not in always and said[f.name] != _default(f)
+    }
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def pack(shape: Layout, rows: Rows) -> bytes:

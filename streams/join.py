@@ -16,6 +16,7 @@ of its own it sends some again. So what is not above the newest offset before it
 """
 
 import heapq
+import math
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from state import ids
 from state.columns import Columns
-from state.config import Config
+from state.config import Config, Objective
 
 F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -33,23 +34,49 @@ ROWS = ("item", "ids", "x")
 NEVER, FOREVER = -(2**62), 2**62
 
 
+class Meaning(NamedTuple):
+    """What an objective's label is. A label that does not exist is NaN and has weight 0."""
+
+    gains: tuple[float, ...] | None
+    """The label that each kind of action gives; None: the action's own value."""
+    start: float
+    """The label of a row without action."""
+    scenarios: frozenset[int]
+    """Hashes of the scenarios in which the objective exists; empty: in all."""
+
+
 class Rules(NamedTuple):
-    """What the join needs of a configuration. `objectives[kind]` lists (objective, least value) of that kind of action."""
+    """What the join needs of a configuration. `objectives[kind]` lists (objective, least value) of that kind of action.
+
+    `meanings` is empty where every objective is binary and exists in every scenario.
+    """
 
     window_ms: int
     lateness_ms: int
     eager: bool
     objectives: tuple[tuple[tuple[int, float], ...], ...]
     n_objectives: int
+    meanings: tuple[Meaning, ...] = ()
 
 
 def rules(config: Config) -> Rules:
     """The join's part of a configuration."""
-    by_kind = tuple(
-        tuple((i, o.min_value) for i, o in enumerate(config.objectives) if o.action == kind) for kind in config.action_kinds
-    )
+    kinds = config.action_kinds
+    by_kind = tuple(tuple((i, o.min_value) for i, o in enumerate(config.objectives) if kind in o.kinds) for kind in kinds)
     window_ms, lateness_ms = round(config.join.window_s * 1000), round(config.join.lateness_s * 1000)
-    return Rules(window_ms, lateness_ms, config.join.mode == "eager", by_kind, len(config.objectives))
+    plain = all(o.kind == "binary" and not o.scenarios for o in config.objectives)
+    meanings = () if plain else tuple(_meaning(o, kinds) for o in config.objectives)
+    return Rules(window_ms, lateness_ms, config.join.mode == "eager", by_kind, len(config.objectives), meanings)
+
+
+def _meaning(objective: Objective, kinds: tuple[str, ...]) -> Meaning:
+    scenarios = frozenset(ids.of(name) for name in objective.scenarios)
+    if objective.kind == "binary":
+        return Meaning((1.0,) * len(kinds), 0.0, scenarios)
+    if objective.kind == "ranking":
+        gains = tuple(objective.weights.get(kind, 1.0) for kind in kinds) if objective.weights else None
+        return Meaning(gains, 0.0, scenarios)
+    return Meaning(None, math.nan, scenarios)
 
 
 class Unjoined(NamedTuple):
@@ -82,7 +109,8 @@ class _Action(NamedTuple):
     request: int
     item: int
     ts: int
-    objectives: tuple[int, ...]
+    labels: tuple[tuple[int, float], ...]
+    """(objective, label) that it gives its row."""
     offset: int
     raw: bytes
 
@@ -95,13 +123,18 @@ class _Block:
 
     __slots__ = ("columns", "ends", "item", "label", "quiet_until", "revisions", "starts", "ts")
 
-    def __init__(self, columns: Columns, n_objectives: int, quiet_until: int) -> None:
+    def __init__(self, columns: Columns, rules: Rules, quiet_until: int) -> None:
         self.columns, self.item, self.quiet_until = columns, columns["item"], quiet_until
         ends = np.cumsum(columns["n_items"], dtype=np.int64)
         self.starts: list[int] = (ends - columns["n_items"]).tolist()
         self.ends: list[int] = ends.tolist()
         self.ts: list[int] = columns["ts"].tolist()
-        self.label: F32 = np.zeros((len(self.item), n_objectives), np.float32)
+        self.label: F32 = np.zeros((len(self.item), rules.n_objectives), np.float32)
+        for o, meaning in enumerate(rules.meanings):
+            self.label[:, o] = meaning.start
+            if meaning.scenarios:
+                absent = ~np.isin(columns["scenario"], np.array(sorted(meaning.scenarios), np.uint64))
+                self.label[np.repeat(absent, columns["n_items"]), o] = np.nan
         self.revisions = [0] * len(self.ts)
 
 
@@ -187,7 +220,7 @@ class Partition:
     def _take_lists(self, columns: Columns) -> int:
         """Open the lists that are seen for the first time; return when their message may be released."""
         requests, known = columns["request"].tolist(), self._lists
-        block = _Block(columns, self.rules.n_objectives, self._delivered_until())
+        block = _Block(columns, self.rules, self._delivered_until())
         copies = []
         for i, (request, offset) in enumerate(zip(requests, columns["offset"].tolist(), strict=True)):
             if offset <= self._newest[0] or request in known:
@@ -220,12 +253,19 @@ class Partition:
                 self.counts.repeated += 1
                 continue
             self._newest[1] = offset
-            objectives = tuple(i for i, least in self.rules.objectives[kind] if value >= least)
-            if not objectives or item == ids.PAD:
+            labels = tuple((i, self._gain(i, kind, value)) for i, least in self.rules.objectives[kind] if value >= least)
+            if not labels or item == ids.PAD:
                 self.counts.others += 1
                 continue
-            self._act(_Action(request, item, ts, objectives, offset, raw[start:end].tobytes()))
+            self._act(_Action(request, item, ts, labels, offset, raw[start:end].tobytes()))
         return int(columns["a_ts"].max()) + self._memory_ms
+
+    def _gain(self, objective: int, kind: int, value: float) -> float:
+        """The label that an action gives."""
+        gains = self.rules.meanings[objective].gains if self.rules.meanings else None
+        if gains is not None:
+            return gains[kind]
+        return value if self.rules.meanings else 1.0
 
     def _act(self, action: _Action) -> None:
         request = action.request
@@ -261,15 +301,28 @@ class Partition:
         if not len(places):
             self._drop("orphan", "its request did not show this item", action)
             return
+        given = self._existing(action.labels, int(block.columns["scenario"][i]))
+        if not given:
+            self.counts.others += 1
+            return
         self.counts.labels += 1
         row = start + int(places[0])
-        new = [o for o in action.objectives if block.label[row, o] == 0]
-        block.label[row, new] = 1
+        # Of several actions the greatest counts, whatever their order; NaN is nothing yet.
+        better = [(o, value) for o, value in given if not block.label[row, o] >= np.float32(value)]
+        new = [o for o, _ in better]
+        block.label[row, new] = [value for _, value in better]
         if new and revise and shown > block.quiet_until:
             self._revise(block, i, row - start, new)
 
+    def _existing(self, labels: tuple[tuple[int, float], ...], scenario: int) -> tuple[tuple[int, float], ...]:
+        """Those of objectives that the scenario has."""
+        meanings = self.rules.meanings
+        if not meanings:
+            return labels
+        return tuple(label for label in labels if not (own := meanings[label[0]].scenarios) or scenario in own)
+
     def _revise(self, block: _Block, i: int, place: int, new: list[int]) -> None:
-        """Emit the list again with its labels so far; only what became positive has weight."""
+        """Emit the list again with its labels so far; only what rose has weight."""
         self.counts.revisions += 1
         block.revisions[i] += 1
         rows = slice(block.starts[i], block.ends[i])
@@ -320,7 +373,7 @@ class Partition:
 
 
 def _first(block: _Block, which: Index | None) -> list[_Piece]:
-    """Version 0 of lists of a block, but those delivered before a restart: everything has weight 1."""
+    """Version 0 of lists of a block, but those delivered before a restart: every label that exists has weight 1."""
     times = block.columns["ts"] if which is None else block.columns["ts"][which]
     loud = times > block.quiet_until
     if not loud.any():
@@ -333,7 +386,7 @@ def _first(block: _Block, which: Index | None) -> list[_Piece]:
         chosen[which] = True
         rows = np.flatnonzero(np.repeat(chosen, block.columns["n_items"]))
     label = block.label[rows].copy()
-    return [_Piece(block, which, rows, 0, label, np.ones_like(label))]
+    return [_Piece(block, which, rows, 0, label, (~np.isnan(label)).astype(np.float32))]
 
 
 def _runs(ts: npt.NDArray[np.int64], which: Index | None, span_ms: int) -> list[tuple[int, Index | None]]:

@@ -25,11 +25,24 @@ def test_every_example_that_is_a_configuration_is_valid(file: pathlib.Path) -> N
     [
         ("[kafka]\npartition = 4", ("kafka.partition: unknown key", "allowed: bootstrap", "partitions")),
         ("[kafkaa]", ("kafkaa: unknown key", "allowed: actions", "kafka")),
-        ("[[objectives]]\nname = 'a'\naction = 'b'\ncolour = 1", ("colour: unknown key", "allowed: action, min_value, name")),
+        (
+            "[[objectives]]\nname = 'a'\naction = 'b'\ncolour = 1",
+            ("colour: unknown key", "allowed: action, classes, kind, min_value, name"),
+        ),
         ("[kafka]\npartitions = 'four'", ("kafka.partitions", "Expected `int`", "'four'")),
         ("[kafka]\npartitions = 0", ("kafka.partitions", ">= 1", "got 0")),
         ("[join]\nmode = 'both'", ("join.mode", "'both'")),
         ("[[objectives]]\naction = 'b'", ("objectives[0]", "name")),
+        ("[[objectives]]\nname='a'\naction='x'\nkind='multi'", ("objectives[0].kind", "'multi'")),
+        ("[[objectives]]\nname='a'\naction='x'\nkind='multiclass'", ("objectives[0].classes", "2 or more, got 0")),
+        ("[[objectives]]\nname='a'\naction='x'\nclasses=3", ("objectives[0].classes", 'only kind = "multiclass"')),
+        ("[[objectives]]\nname='a'\naction='x'\ntransform='log1p'", ("objectives[0].transform", 'only kind = "regression"')),
+        ("[[objectives]]\nname='a'\naction='x'\nweights={y=2.0}", ("objectives[0].weights", 'only kind = "ranking"')),
+        ("[[objectives]]\nname='a'\naction='x'\nscenarios=['hom']", ("objectives[0].scenarios", '"hom" is not in', "none is")),
+        (
+            "[scenarios]\nknown=['home','shop']\n[[objectives]]\nname='a'\naction='x'\nscenarios=['home']",
+            ("objectives:", '"shop" of scenarios.known has no objective'),
+        ),
         ("[task]\nkey = []", ("task.key", "length >= 1")),
         ("[task]\nkey = ['page']", ("task.key", '"page" is neither "user"')),
         ("[[objectives]]\nname='a'\naction='x'\n[[objectives]]\nname='a'\naction='y'", ("objectives: names must differ",)),
@@ -106,4 +119,15 @@ def _literal(value: object) -> str:
 
 def test_a_layer_cannot_lose_more_at_least_than_at_most() -> None:
     with pytest.raises(ConfigError, match=r"model\.prune_least: must not exceed prune_most, which is 0\.25"):
-        parse("[model]\nprune_least = 0.5\n")
+        configuration.parse("[model]\nprune_least = 0.5\n")
+
+
+def test_kinds_of_action_are_those_of_all_objectives_with_what_a_ranking_weighs() -> None:
+    made = configuration.parse(
+        "[scenarios]\nknown=['home','shop']\n[[objectives]]\nname='a'\naction='click'\nscenarios=['home']\n"
+        "[[objectives]]\nname='b'\naction='click'\nkind='ranking'\nweights={buy=5.0}\n"
+        "[[objectives]]\nname='c'\naction='buy'\nkind='multiclass'\nclasses=7\n[actions]\nother=['view']"
+    )
+    assert made.action_kinds == ("click", "buy", "view")
+    assert [o.outputs for o in made.objectives] == [1, 1, 7]
+    assert [o.exists("shop") for o in made.objectives] == [False, True, True]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from state import config as configuration
 from state import records
 from tests import feature_events as raw
 
@@ -121,3 +122,28 @@ def test_no_bytes_raise_anything_but_rejected(value: bytes) -> None:
     for decode in (DECODER.impression, DECODER.action):
         with contextlib.suppress(records.Rejected):
             decode(value, raw.NOW)
+
+
+@pytest.mark.parametrize(
+    ("action", "value", "detail"),
+    [
+        ("buy", 2.0, ""), ("buy", 3.0, "classes are 0 to 2"), ("buy", 0.5, "no class"), ("buy", -1.0, ""),
+        ("watch", 0.0, ""), ("watch", -0.5, "is negative"), ("click", -7.5, ""),
+    ],
+)  # fmt: skip
+def test_a_value_that_an_objective_cannot_use_is_rejected_unless_it_is_below_what_counts(
+    action: str, value: float, detail: str
+) -> None:
+    objectives = (
+        configuration.Objective(name="click", action="click"),
+        configuration.Objective(name="power", action="buy", kind="multiclass", classes=3),
+        configuration.Objective(name="time", action="watch", kind="regression", transform="log1p", min_value=-1.0),
+    )
+    decoder = records.decoder(msgspec.structs.replace(CONFIG, objectives=objectives))
+    message = {"request_id": 1, "user_id": 2, "item_id": 3, "ts_ms": raw.NOW, "action": action, "value": value}
+    if not detail:
+        assert decoder.action(msgspec.json.encode(message), raw.NOW).value == value
+        return
+    with pytest.raises(records.Rejected, match=detail) as caught:
+        decoder.action(msgspec.json.encode(message), raw.NOW)
+    assert caught.value.reason == "missing_or_mistyped"

@@ -235,3 +235,10 @@ def test_forget_drops_everything() -> None:
     assert len(sets) == 0
     assert sets.missing(np.array([5, 5], np.uint64)).tolist() == [5]
     assert len(sets.writes()[0]) == 0
+
+
+def test_settings_of_an_objective_change_the_fingerprint_only_where_they_are_not_the_default() -> None:
+    plain = configuration.Objective(name="click", action="click")
+    assert supports.meaning_of(plain) == {"name": "click", "action": "click", "min_value": 0.0}
+    ranked = configuration.Objective(name="click", action="click", kind="ranking", weights={"buy": 2.0})
+    assert supports.meaning_of(ranked) == {**supports.meaning_of(plain), "kind": "ranking", "weights": {"buy": 2.0}}

@@ -248,6 +248,82 @@ def take(partition: join.Partition, *events: Shown | Acted, watermark: int, toke
     return partition.emit()
 
 
+KINDS_OF_LABEL = configuration.parse("""
+[scenarios]
+known = ["home", "shop"]
+[[objectives]]
+name = "click"
+action = "click"
+[[objectives]]
+name = "order"
+action = "click"
+kind = "ranking"
+weights = { click = 1.0, buy = 5.0 }
+[[objectives]]
+name = "power"
+action = "buy"
+kind = "multiclass"
+classes = 7
+scenarios = ["shop"]
+[[objectives]]
+name = "time"
+action = "watch"
+kind = "regression"
+""")
+NO = float("nan")
+
+
+@st.composite
+def reported(draw: st.DrawFn) -> list[Acted]:
+    """Actions of every kind on one list of two items, in any order."""
+    kinds = st.sampled_from([(0, 1.0), (1, 3.0), (1, 6.0), (1, 0.0), (2, 2.5), (2, -4.0)])
+    drawn = draw(st.lists(st.tuples(st.sampled_from([10, 11]), kinds), max_size=8))
+    return [Acted(1, item, 1_000 + k, kind, value, k) for k, (item, (kind, value)) in enumerate(drawn)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(reported(), st.sampled_from(["home", "shop", "elsewhere"]), st.booleans(), st.randoms(use_true_random=False))
+def test_labels_of_every_kind_are_the_greatest_action_and_have_weight_where_they_exist(
+    acted: list[Acted], scenario: str, eager: bool, random: Any
+) -> None:
+    rules = join.rules(KINDS_OF_LABEL)._replace(window_ms=WINDOW, lateness_ms=LATENESS, eager=eager)
+    wanted = {}
+    for item in (10, 11):
+        own = [(a.kind, a.value) for a in acted if a.item == item]
+        bought, watched = [v for k, v in own if k == 1], [v for k, v in own if k == 2 and v >= 0]
+        clicked = float(any(k == 0 for k, _ in own))
+        power = max(bought, default=NO) if scenario == "shop" else NO
+        wanted[item] = [clicked, 5.0 if bought else clicked, power, max(watched, default=NO)]
+    random.shuffle(acted)
+    events: list[Shown | Acted] = [Shown(1, 1_000, (10, 11)), *(a._replace(offset=k) for k, a in enumerate(acted))]
+    head, columns = message(events, 1_100)
+    columns["scenario"] = np.array([ids.of(scenario)], np.uint64)
+    partition = join.Partition(rules)
+    partition.take(head, columns, 0)
+    partition.take(*message([], END), 1)
+    output = partition.emit().lists
+    assert output is not None
+    last = slice(len(output["item"]) - 2, None)
+    label, weight = output["label"], output["weight"]
+    assert np.array_equal(label[last], [wanted[i] for i in output["item"][last].tolist()], equal_nan=True)
+    assert not weight[np.isnan(label)].any()
+    if not eager:
+        assert weight.tolist() == (~np.isnan(label)).astype(float).tolist()
+    counts = partition.counts
+    assert counts.labels + counts.others == len(acted)
+
+
+def test_an_action_of_which_the_scenario_has_no_objective_is_no_label_and_is_counted() -> None:
+    rules = join.rules(KINDS_OF_LABEL)
+    only_power = rules._replace(objectives=((), ((2, 0.0),), ()))
+    partition = join.Partition(only_power)
+    head, columns = message([Shown(1, 1_000, (10,)), Acted(1, 10, 1_001, 1, 3.0, 0)], 1_100)
+    columns["scenario"] = np.array([ids.of("home")], np.uint64)
+    partition.take(head, columns, 0)
+    assert partition.emit().unjoined == []
+    assert (partition.counts.labels, partition.counts.others) == (0, 1)
+
+
 def test_a_click_before_its_impression_still_joins() -> None:
     partition, seen = join.Partition(RULES), Seen()
     seen.add(take(partition, Acted(1, 10, 900, CLICK, 1.0, 0), watermark=900))
