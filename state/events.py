@@ -18,8 +18,9 @@ class Lists(NamedTuple):
     """L shown lists of R rows in all, F id columns, N raw numbers.
 
     `request`, `user`, `scenario` (L,) u8; `ts` (L,) i8 in ms; `n_items` (L,) i4; `item` (R,) u8; `ids` (R, F) u8, PAD where a
-    multi-valued category has no further value; `numbers` (R, N) f4 as sent, NaN where missing; `names` scenario names by hash;
-    `surplus` values beyond a category's `max_values`, which are not used.
+    multi-valued category has no further value, and in the columns of the user's last actions, which the engine fills;
+    `numbers` (R, N) f4 as sent, NaN where missing; `names` scenario names by hash; `surplus` values beyond a category's
+    `max_values`, which are not used.
     """
 
     request: U64

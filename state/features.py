@@ -131,6 +131,8 @@ class Engine:
     ) -> F32:
         """Stamp and count events, and return the numbers x (R, D), rows in the order of `lists`.
 
+        The columns of `lists.ids` that hold the user's last actions are filled in place.
+
         `order` is the sequence: i >= 0 is list i, i < 0 is action -i - 1; without it the lists alone. Events that are not fresh
         are skipped, so are lists whose request the user's row holds already (`duplicates` afterwards): their rows of x are zero.
 
@@ -170,7 +172,9 @@ class Engine:
         return x
 
     def stamp(self, lists: Lists) -> F32:
-        """The numbers x (R, D) of lists as of now, counting nothing. What was not read counts as nothing."""
+        """The numbers x (R, D) of lists as of now, counting nothing; fills `lists.ids` as `run` does. What was not read counts
+        as nothing.
+        """
         people = self._users.find(lists.user)
         batch = _batch(lists, no_actions(), people, None, None)
         slots = np.empty((len(lists.item), self._width), np.int32)

@@ -17,13 +17,16 @@ U64 = npt.NDArray[np.uint64]
 USER, ITEM, SCENARIO, COLUMN = 0, 1, 2, 3
 RATE, COUNT, ACTIONS, RESIDUAL, AGE = range(5)
 ANY, THIS_ITEM, CATEGORY = range(3)
+OF_ITEM, OF_KIND, OF_AGE, OF_SCENARIO, OF_COLUMN = range(5)
+_BEHAVIOUR = {"item": OF_ITEM, "kind": OF_KIND, "age": OF_AGE, "scenario": OF_SCENARIO}
 _OPERATIONS = {"rate": RATE, "count": COUNT, "actions": ACTIONS, "residual": RESIDUAL, "age": AGE}
 _INTRINSIC = {"user_id": USER, "item_id": ITEM, "scenario": SCENARIO}
 ITEM_HEAD = 1
 
 
 class Plan(NamedTuple):
-    """What kernels read. K kinds of key (kind 0 is the whole stream), S statistics, Q recents, P places, F id columns.
+    """What kernels read. K kinds of key (kind 0 is the whole stream), S statistics, Q recents, B behaviour sequences, P places,
+    F id columns.
 
     Kinds: up to three `part`s (USER, ITEM, SCENARIO or COLUMN with `part_start` and `part_width` in the id matrix), `seed` of the
     cell keys, `first_cell` and `n_cells` of a row's cell columns, `width`, `columns` and windows of `cells.Layout`,
@@ -64,6 +67,12 @@ class Plan(NamedTuple):
     match_action: I64
     match_is_age: I64
     match_max_ms: F64
+    behaviour: I64
+    behaviour_start: I64
+    behaviour_width: I64
+    behaviour_ring: I64
+    kind_ids: U64
+    age_ids: U64
     place_of: I64
     place_is_rank: I64
     log: I64
@@ -83,7 +92,10 @@ class Attribute(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A configuration's features, ready for `features.lists_of` and `features.Engine`. F id columns, D numbers, N raw numbers."""
+    """A configuration's features, ready for `features.lists_of` and `features.Engine`. F id columns, D numbers, N raw numbers.
+
+    `categories` are those that a message carries; those of the user's last actions are the engine's.
+    """
 
     action_kinds: tuple[str, ...]
     id_width: int
@@ -117,16 +129,24 @@ def compiled(config: configuration.Config) -> Compiled:
     of_lists = [c for start, width in used if holder[start] != "item" for c in range(start, start + width)]
     of_items = [c for start, width in used if holder[start] == "item" for c in range(start, start + width)]
     matched = [columns[r.match] for r in features.recent if r.match not in {"any", "item"} and sources[r.match] != "item_id"]
+    sequences = spec.sequences(features)
+    matched += [columns[what] for c in sequences if (what := spec.behaviour(c)) not in _BEHAVIOUR]
     of_ring = sorted({c for m in matched for c in range(m.start, m.start + m.width)})
     of_items = sorted({*of_items, *of_ring})
     layouts = tuple(cells.Layout(tuple(k.windows), 1 + len(k.actions) + len(k.expected)) for k in kinds.values())
     owned = tuple(any(code == USER for code, _, _ in k.parts) for k in kinds.values())
-    user = users.dtype(len(of_lists), len(of_ring))
+    user = users.dtype(
+        len(of_lists),
+        len(of_ring),
+        max([users.ACTIONS, *(c.max_values for c in sequences)]),
+        any(spec.behaviour(c) == "scenario" for c in sequences),
+    )
     schema = stores.Schema(layouts, owned, user.itemsize, 8 * (ITEM_HEAD + len(of_items)))
     arrays = {
         **_kind_arrays(kinds, layouts, owned, len(kinds_of_action), holder),
         **_statistic_arrays(features, kinds, kinds_of_action, columns, sources),
         **_recent_arrays(features, kinds_of_action, columns, sources, of_ring),
+        **_behaviour_arrays(sequences, kinds_of_action, columns, of_ring),
         **_place_arrays(features),
         "list_columns": np.array(of_lists, np.int64),
         "item_columns": np.array(of_items, np.int64),
@@ -137,7 +157,11 @@ def compiled(config: configuration.Config) -> Compiled:
         kinds_of_action,
         spec.id_width(features),
         len(spec.number_names(features)),
-        tuple(_attribute(features, c.source, columns[c.name].start, c.max_values) for c in features.categories),
+        tuple(
+            _attribute(features, c.source, columns[c.name].start, c.max_values)
+            for c in features.categories
+            if not spec.behaviour(c)
+        ),
         tuple(_attribute(features, n.source, i, 1) for i, n in enumerate(features.numbers)),
         Plan(**arrays),
         layouts,
@@ -295,6 +319,27 @@ def _recent_arrays(
     fields = ("match", "match_start", "match_width", "match_ring", "match_action", "match_is_age")
     longest = {"match_max_ms": np.array([r.max_age_s * 1000 for r in features.recent], np.float64)}
     return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(fields)} | longest
+
+
+def _behaviour_arrays(
+    sequences: tuple[spec.Category, ...],
+    kinds_of_action: tuple[str, ...],
+    columns: dict[str, spec.IdColumn],
+    of_ring: list[int],
+) -> dict[str, npt.NDArray[Any]]:
+    codes = [_BEHAVIOUR.get(spec.behaviour(c), OF_COLUMN) for c in sequences]
+    rings = [
+        of_ring.index(columns[spec.behaviour(c)].start) if code == OF_COLUMN else 0
+        for c, code in zip(sequences, codes, strict=True)
+    ]
+    return {
+        "behaviour": np.array(codes, np.int64),
+        "behaviour_start": np.array([columns[c.name].start for c in sequences], np.int64),
+        "behaviour_width": np.array([c.max_values for c in sequences], np.int64),
+        "behaviour_ring": np.array(rings, np.int64),
+        "kind_ids": np.array([ids.of(kind) for kind in kinds_of_action], np.uint64),
+        "age_ids": np.array([ids.of(k) for k in range(spec.AGE_BUCKETS)], np.uint64),
+    }
 
 
 def _place_arrays(features: spec.Features) -> dict[str, npt.NDArray[Any]]:

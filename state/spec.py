@@ -14,8 +14,20 @@ Source = Annotated[
         description='"user_id", "item_id", "scenario", "position", or an attribute: "user.X", "context.X", "item.X"',
     ),
 ]
+CategorySource = Annotated[
+    str,
+    Meta(
+        pattern=r"^(user_id|item_id|scenario|position|(user|context|item)\.[A-Za-z_][A-Za-z0-9_]*|recent\.[a-z][a-z0-9_]*)$",
+        description='"user_id", "item_id", "scenario", "position", an attribute: "user.X", "context.X", "item.X", or, newest '
+        'first, of the user\'s last actions: "recent.item", "recent.kind", "recent.age" (time since, bucket k from 2^k - 1 s), '
+        '"recent.scenario", "recent.X" with X a declared category of the item',
+    ),
+]
 INTRINSIC_KEYS = ("user", "item", "scenario")
 MAX_CATEGORY_VALUES = 32
+MAX_ACTIONS = 100
+AGE_BUCKETS = 40
+"""Buckets of "recent.age": k holds ages from 2^k - 1 seconds; the last one everything above 17,000 years."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,11 +38,19 @@ class Category(Section, frozen=True):
     """An id column: any text or integer (booleans too), hashed to 64 bits; a list of them when multi-valued."""
 
     name: Name
-    source: Source
+    source: CategorySource
     max_values: Annotated[
         int,
-        Meta(ge=1, le=MAX_CATEGORY_VALUES, description="above 1: multi-valued, pooled; values beyond it are counted, not used"),
+        Meta(
+            ge=1,
+            le=MAX_ACTIONS,
+            description=f"above 1: multi-valued, pooled; values beyond it are counted, not used; at most {MAX_CATEGORY_VALUES}, "
+            f"for last actions {MAX_ACTIONS}",
+        ),
     ] = 1
+    share: Annotated[
+        str, Meta(description="an earlier category whose embeddings this one uses: an id has one row in both; empty: its own")
+    ] = ""
 
 
 class Number(Section, frozen=True):
@@ -129,9 +149,24 @@ def number_names(features: Features) -> tuple[str, ...]:
     return tuple(declared.name for group in groups for declared in group)
 
 
+def behaviour(category: Category) -> str:
+    """What a category holds of the user's last actions ("item", "kind", "age", "scenario" or an item's category), or ""."""
+    holder, _, what = category.source.partition(".")
+    return what if holder == "recent" else ""
+
+
+def sequences(features: Features) -> tuple[Category, ...]:
+    """Categories that hold the user's last actions, newest first: place k of each is the same action, PAD if there is none."""
+    return tuple(c for c in features.categories if behaviour(c))
+
+
 def fingerprint(features: Features, action_kinds: tuple[str, ...]) -> str:
-    """Hash of everything that changes the meaning of a packed sample (hex, 16 digits)."""
-    return hashlib.blake2b(msgspec.json.encode((features, action_kinds)), digest_size=8).hexdigest()
+    """Hash of everything that changes the meaning of a packed sample, or of what a model learned from it (hex, 16 digits)."""
+    plain = msgspec.to_builtins(features)
+    for category in plain["categories"]:
+        if not category["share"]:
+            del category["share"]
+    return hashlib.blake2b(msgspec.json.encode((plain, action_kinds)), digest_size=8).hexdigest()
 
 
 def problem(features: Features, action_kinds: tuple[str, ...]) -> str:
@@ -145,7 +180,7 @@ def problem(features: Features, action_kinds: tuple[str, ...]) -> str:
     if source_problem:
         return source_problem
     categories = {c.name for c in features.categories}
-    keys = set(INTRINSIC_KEYS) | categories
+    keys = set(INTRINSIC_KEYS) | categories - {c.name for c in sequences(features)}
     declared = {n.name for n in features.numbers}
     rates: set[str] = set()
     for s in features.statistics:
@@ -180,6 +215,10 @@ def _source_problem(features: Features) -> str:
     for name, source in zip(INTRINSIC_KEYS, ("user_id", "item_id", "scenario"), strict=True):
         if sources.get(name, source) != source:
             return f'category "{name}" must have source "{source}", which is what keys mean by it; give this one another name'
+    for i, category in enumerate(features.categories):
+        found = _category_problem(category, features.categories[:i], features.categories)
+        if found:
+            return f'category "{category.name}": {found}'
     for number in features.numbers:
         if number.source in {"user_id", "item_id", "scenario"}:
             return f'numbers "{number.name}": source "{number.source}" is an id; allowed: position, user.X, context.X, item.X'
@@ -190,4 +229,19 @@ def _source_problem(features: Features) -> str:
     for r in features.recent:
         if r.match in sources and not sources[r.match].startswith("item"):
             return f'recent "{r.name}": match "{r.match}" is no category of the item; its source must be item_id or item.X'
+    return ""
+
+
+def _category_problem(category: Category, before: tuple[Category, ...], every: tuple[Category, ...]) -> str:
+    """What is wrong with one category beside its source's form, in words, or an empty string."""
+    what = behaviour(category)
+    single = {c.name for c in every if c.source.startswith("item.") and c.max_values == 1}
+    allowed = ["item", "kind", "age", "scenario", *sorted(single - {"kind", "age"})]
+    if what and what not in allowed:
+        return f'"recent.{what}" is not kept of an action; allowed: {", ".join(allowed)} (single-valued categories of the item)'
+    if not what and category.max_values > MAX_CATEGORY_VALUES:
+        return f"max_values {category.max_values} is for last actions only; allowed: up to {MAX_CATEGORY_VALUES}"
+    owners = [c.name for c in before if not c.share]
+    if category.share and category.share not in owners:
+        return f'share "{category.share}" is no category before it with embeddings of its own; allowed: {", ".join(owners)}'
     return ""

@@ -22,6 +22,7 @@ _HEAD, _DECAY, _LAST = cells.HEAD, cells.DECAY, cells.LAST
 _RATE, _COUNT, _ACTIONS, _RESIDUAL = layout.RATE, layout.COUNT, layout.ACTIONS, layout.RESIDUAL
 _USER, _ITEM, _SCENARIO = layout.USER, layout.ITEM, layout.SCENARIO
 _ANY, _THIS_ITEM = layout.ANY, layout.THIS_ITEM
+_OF_ITEM, _OF_KIND, _OF_AGE, _OF_SCENARIO = layout.OF_ITEM, layout.OF_KIND, layout.OF_AGE, layout.OF_SCENARIO
 _PAD = np.uint64(ids.PAD)
 _ITEM_HEAD = layout.ITEM_HEAD
 _UNKNOWN, _PENDING, _FLYING, _ASKED = tables.UNKNOWN, tables.PENDING, tables.FLYING, tables.ASKED
@@ -243,7 +244,8 @@ def _recent(
     """What the user lately did, for one row; `user` -1 did nothing."""
     for q in range(len(plan.match)):
         count, newest = 0, -1
-        for h in range(min(rings.actions[user], users.ACTIONS) if user >= 0 else 0):
+        for back in range(min(rings.actions[user], users.ACTIONS) if user >= 0 else 0):
+            h = (rings.actions[user] - 1 - back) % rings.item.shape[1]
             age = max(ts - rings.ts[user, h], 0)
             if age > plan.match_max_ms[q] or (plan.match_action[q] >= 0 and rings.kind[user, h] != plan.match_action[q]):
                 continue
@@ -265,8 +267,39 @@ def _recent(
 
 
 @kernel
+def _behaviour(plan: layout.Plan, rings: users.Rings, user: int, ts: int, out: U64) -> None:
+    """The user's last actions, newest first, into the sequence columns of one row of ids; `user` -1 did nothing."""
+    length = rings.item.shape[1]
+    done = min(rings.actions[user], length) if user >= 0 else 0
+    for q in range(len(plan.behaviour)):
+        code, start, width = plan.behaviour[q], plan.behaviour_start[q], plan.behaviour_width[q]
+        for back in range(width):
+            value = _PAD
+            if back < done:
+                h = (rings.actions[user] - 1 - back) % length
+                if code == _OF_ITEM:
+                    value = rings.item[user, h]
+                elif code == _OF_KIND:
+                    value = plan.kind_ids[rings.kind[user, h]]
+                elif code == _OF_AGE:
+                    seconds, bucket = max(ts - rings.ts[user, h], 0) // 1000 + 1, 0
+                    while seconds > 1 and bucket < len(plan.age_ids) - 1:
+                        seconds >>= 1
+                        bucket += 1
+                    value = plan.age_ids[bucket]
+                elif code == _OF_SCENARIO:
+                    value = rings.of_scenario[user, h, 0]
+                else:
+                    value = rings.ids[user, h, plan.behaviour_ring[q]]
+            out[start + back] = value
+
+
+@kernel
 def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, slots: Any, x: F32, values: F64) -> int:
-    """All numbers of list `o` into its rows of `x` (R, D); `values` is room for the longest list. Returns missing numbers."""
+    """All numbers of list `o` into its rows of `x` (R, D), and the user's last actions into those of `b.ids`.
+
+    `values` is room for the longest list. Returns missing numbers.
+    """
     missing, ts, start = 0, b.ts[o], b.start[o]
     n, numbers = b.n_items[o], len(plan.log)
     recent = numbers + len(plan.operation)
@@ -283,6 +316,8 @@ def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, sl
             values[i, j] = value
         _statistics(plan, c, slots[r], ts, numbers, values[i])
         _recent(plan, rings, b.user[o], ts, b.item[r], b.ids[r], recent, values[i])
+        if len(plan.behaviour):
+            _behaviour(plan, rings, b.user[o], ts, b.ids[r])
     for p in range(len(plan.place_of)):
         column = plan.place_of[p]
         mean = 0.0
@@ -403,6 +438,8 @@ def run(
             place = users.push_action(rings, u, b.a_item[a], ts, kind)
             for j in range(len(plan.ring_columns)):
                 rings.ids[u, place, j] = found.ids[a, plan.ring_columns[j]]
+            if rings.of_scenario.shape[2]:
+                rings.of_scenario[u, place, 0] = found.scenario[a] if found.allowed[a] & HAS_REQUEST else _PAD
         if c.tracked:
             user_table.flags[0, u] |= _PENDING
     return missing, unknown, twice

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from state.kernels import kernel
 
 REQUESTS, ACTIONS = 16, 20
+"""`ACTIONS` is what is kept at least, and what `recent` numbers look at; a longer behaviour sequence keeps more."""
 U64 = npt.NDArray[np.uint64]
 
 
@@ -16,7 +17,7 @@ class Rings(NamedTuple):
 
     `requests` and `actions` (n,) count what was ever pushed; a ring's next place is that count modulo its length.
     Per request: `request`, `scenario` (n, 16), `request_ts` in ms and `request_ids` (n, 16, list-level categories).
-    Per action: `item`, `ts` in ms, `kind` (n, 20) and `ids` (n, 20, item categories).
+    Per action: `item`, `ts` in ms, `kind` (n, A), `ids` (n, A, item categories) and `of_scenario` (n, A, 1 if it is kept or 0).
     """
 
     requests: npt.NDArray[Any]
@@ -29,10 +30,11 @@ class Rings(NamedTuple):
     ts: npt.NDArray[Any]
     kind: npt.NDArray[Any]
     ids: npt.NDArray[Any]
+    of_scenario: npt.NDArray[Any]
 
 
-def dtype(list_columns: int, item_columns: int) -> np.dtype[np.void]:
-    """The row of a user whose requests keep `list_columns` category ids and whose actions keep `item_columns`."""
+def dtype(list_columns: int, item_columns: int, actions: int = ACTIONS, keeps_scenario: bool = False) -> np.dtype[np.void]:
+    """The row of a user whose requests keep `list_columns` category ids and whose last `actions` keep `item_columns`."""
     return np.dtype(
         [
             ("requests", "<i8"),
@@ -41,10 +43,11 @@ def dtype(list_columns: int, item_columns: int) -> np.dtype[np.void]:
             ("request_ts", "<i8", (REQUESTS,)),
             ("request_ids", "<u8", (REQUESTS, list_columns)),
             ("actions", "<i8"),
-            ("item", "<u8", (ACTIONS,)),
-            ("ts", "<i8", (ACTIONS,)),
-            ("kind", "<i2", (ACTIONS,)),
-            ("ids", "<u8", (ACTIONS, item_columns)),
+            ("item", "<u8", (actions,)),
+            ("ts", "<i8", (actions,)),
+            ("kind", "<i2", (actions,)),
+            ("ids", "<u8", (actions, item_columns)),
+            ("of_scenario", "<u8", (actions, int(keeps_scenario))),
         ]
     )
 
@@ -77,7 +80,7 @@ def push_request(rows: Rings, user: int, request: np.uint64, scenario: np.uint64
 @kernel
 def has_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> bool:
     """Whether this very action is among the user's last ones: the producer sent it twice."""
-    for place in range(min(rows.actions[user], ACTIONS)):
+    for place in range(min(rows.actions[user], rows.item.shape[1])):
         if rows.item[user, place] == item and rows.ts[user, place] == ts and rows.kind[user, place] == kind:
             return True
     return False
@@ -85,8 +88,8 @@ def has_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> b
 
 @kernel
 def push_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> int:
-    """Remember an action over the oldest one and return its place; the caller writes `ids` there."""
-    place = rows.actions[user] % ACTIONS
+    """Remember an action over the oldest one and return its place; the caller writes `ids` and `of_scenario` there."""
+    place = rows.actions[user] % rows.item.shape[1]
     rows.actions[user] += 1
     rows.item[user, place] = item
     rows.ts[user, place] = ts

@@ -215,8 +215,8 @@ def test_a_missing_category_has_the_id_of_the_empty_text_and_a_set_is_padded() -
     shown = raw.columns(engine, [("list", raw.impression("a", raw.NOW, items=("i3", "i1")))], DECODER)[0]
     start = {c.name: c.start for c in spec.id_columns(CONFIG.features)}
     assert shown.ids[0, start["genre"]] == ids.of("")
-    assert shown.ids[0, start["tags"] :].tolist() == [ids.of("c"), ids.of("a"), ids.of("b")]
-    assert shown.ids[1, start["tags"] :].tolist() == [ids.of("b"), ids.PAD, ids.PAD]
+    assert shown.ids[0, start["tags"] :][:3].tolist() == [ids.of("c"), ids.of("a"), ids.of("b")]
+    assert shown.ids[1, start["tags"] :][:3].tolist() == [ids.of("b"), ids.PAD, ids.PAD]
     assert shown.names == {ids.of("s0"): "s0"}
 
 

@@ -10,6 +10,10 @@ RATE = Statistic(name="item_rate", key=("item",), kind="rate")
 CLICK = ("click",)
 
 
+def sequence(source: str, share: str = "") -> Category:
+    return Category(name="lately", source=source, max_values=5, share=share)
+
+
 def features(**groups: object) -> Features:
     return Features(**{"categories": (USER, ITEM, GENRES), **groups})  # type: ignore[arg-type]
 
@@ -37,9 +41,11 @@ def test_the_fingerprint_changes_with_everything_that_changes_a_sample() -> None
         (features(categories=(ITEM, USER, GENRES), statistics=(RATE,)), CLICK),
         (base, ("click", "view")),
         (features(), CLICK),
+        (features(categories=(ITEM, sequence("recent.item"))), CLICK),
+        (features(categories=(ITEM, sequence("recent.item", "item"))), CLICK),
     ]
     seen = {spec.fingerprint(*each) for each in [(base, CLICK), *others]}
-    assert len(seen) == 5
+    assert len(seen) == 7
     assert spec.fingerprint(features(statistics=(RATE,)), CLICK) == spec.fingerprint(base, CLICK)
 
 
@@ -62,6 +68,16 @@ def test_the_fingerprint_of_a_known_spec_never_changes() -> None:
         ({"recent": (Recent(name="r", match="brand"),)}, 'match "brand" is unknown; allowed: any, item, genres'),
         ({"recent": (Recent(name="r", action="buy"),)}, 'action "buy" is unknown; allowed: any, click'),
         ({"places": (Place(name="p", of="price"),)}, '"price" is no number or statistic'),
+        ({"categories": (ITEM, sequence("recent.genres"))}, '"recent.genres" is not kept of an action; allowed: item, kind, age'),
+        (
+            {"categories": (Category(name="many", source="item.x", max_values=33),)},
+            "33 is for last actions only; allowed: up to 32",
+        ),
+        ({"categories": (sequence("recent.item", "item"), ITEM)}, 'share "item" is no category before it'),
+        (
+            {"categories": (ITEM, sequence("recent.item")), "statistics": (Statistic(name="s", key=("lately",), kind="rate"),)},
+            'key "lately" is unknown; allowed: item, scenario, user',
+        ),
     ],
 )
 def test_an_impossible_combination_is_named_with_what_is_allowed(groups: dict[str, object], words: str) -> None:
@@ -77,7 +93,7 @@ def test_a_possible_combination_has_no_problem() -> None:
     assert spec.problem(declared, CLICK) == ""
 
 
-@pytest.mark.parametrize("source", ["user_id", "scenario", "position", "item.price", "context.Device_1"])
+@pytest.mark.parametrize("source", ["user_id", "scenario", "position", "item.price", "context.Device_1", "recent.item"])
 def test_sources_that_exist(source: str) -> None:
     assert msgspec.convert({"name": "a", "source": source}, Category).source == source
 

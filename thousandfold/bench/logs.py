@@ -68,6 +68,8 @@ def _matrices(config: configuration.Config, column: Callable[[str], _Values], ro
     """The id matrix (R, F) and the raw numbers (R, N) of the feature spec; `own` holds the rows' intrinsic ids by source."""
     matrix = np.full((rows, spec.id_width(config.features)), ids.PAD, np.uint64)
     for category, at in zip(config.features.categories, spec.id_columns(config.features), strict=True):
+        if spec.behaviour(category):
+            continue
         if category.source in own:
             matrix[:, at.start] = own[category.source]
             continue

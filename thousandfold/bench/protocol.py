@@ -119,6 +119,9 @@ def order_of(log: logs.Log, config: configuration.Config, lag: Lag) -> I64:
 
 def prepare(config: configuration.Config, log: logs.Log, lag: Lag, tell: Tell | None = None) -> Inputs:
     """Run the feature engine over a log."""
+    if spec.sequences(config.features):
+        # The engine fills in the last actions, which differ with the lag; the log may be read again with another.
+        log = log._replace(lists=log.lists._replace(ids=log.lists.ids.copy()))
     lists, actions = log.lists, log.actions
     engine = features.Engine(config, mode="local")
     order = order_of(log, config, lag)
