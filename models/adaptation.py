@@ -4,7 +4,7 @@ A gradient step on a task's support rows changes the tower's hidden layer by a m
 support rows' hidden inputs (fixed, as the trunk is not adapted) and S the sum of their errors over the inner steps. So a
 query's pre-activation is q W + (q A' + 1) S: one product shared by all tasks and two small ones. The output layer, a vector
 per objective, is adapted outright. The inner loss is the mean over a task's own rows, summed over objectives, so that tasks
-merged into one batch get what each gets alone.
+merged into one batch get what each gets alone. A model without a tower has one of no width: only its bias is adapted.
 """
 
 from typing import NamedTuple
@@ -34,10 +34,13 @@ def adapt(
 
     A row's weight is 1 / (rows of its task), 0 for padding. Zero steps, a zero rate or no rows change nothing.
     """
+    fast = _with_tower(fast)
     with torch.no_grad():
-        tasks, most, objectives, _ = support.hidden.shape
-        hidden = support.hidden.reshape(tasks, most * objectives, -1)
-        start = (support.hidden @ fast["tower.weight"] + fast["tower.bias"] + support.shift).reshape(tasks, most * objectives, -1)
+        tasks, most, objectives, inputs = support.hidden.shape
+        width = fast["tower.weight"].shape[1]
+        hidden = support.hidden.reshape(tasks, most * objectives, inputs)
+        start = support.hidden @ fast["tower.weight"] + fast["tower.bias"] + support.shift
+        start = start.reshape(tasks, most * objectives, width)
         scale = weight.unsqueeze(-1) * -rate
         error = torch.zeros_like(start)
         output = torch.zeros(tasks, *fast["output.weight"].shape)
@@ -45,7 +48,7 @@ def adapt(
         products = torch.bmm(hidden, hidden.transpose(1, 2)) + 1 if steps > 1 else None
         for step in range(steps):
             z = start if step == 0 or products is None else torch.baddbmm(start, products, error)
-            z = z.view(tasks, most, objectives, -1)
+            z = z.view(tasks, most, objectives, width)
             weights = (fast["output.weight"] + output).unsqueeze(1)
             active = torch.relu(z) * support.gate
             logit = (active * weights).sum(-1) + (fast["output.bias"] + bias).unsqueeze(1) + support.offset
@@ -61,11 +64,14 @@ def logits(fast: base.Parameters, adapted: Adapted, query: base.MetaInput) -> to
 
     Differentiable in the fast parameters and the query; the changes themselves are constants, which makes it first order.
     """
-    tasks, most, objectives, _ = query.hidden.shape
-    flat = query.hidden.reshape(tasks, most * objectives, -1)
-    plain = (query.hidden @ fast["tower.weight"] + fast["tower.bias"] + query.shift).reshape(tasks, most * objectives, -1)
-    z = torch.baddbmm(plain, torch.bmm(flat, adapted.hidden.transpose(1, 2)) + 1, adapted.error)
-    active = torch.relu(z).view(tasks, most, objectives, -1) * query.gate
+    fast = _with_tower(fast)
+    tasks, most, objectives, inputs = query.hidden.shape
+    width = fast["tower.weight"].shape[1]
+    flat = query.hidden.reshape(tasks, most * objectives, inputs)
+    plain = query.hidden @ fast["tower.weight"] + fast["tower.bias"] + query.shift
+    changed = torch.bmm(flat, adapted.hidden.transpose(1, 2)) + 1
+    z = torch.baddbmm(plain.reshape(tasks, most * objectives, width), changed, adapted.error)
+    active = torch.relu(z).view(tasks, most, objectives, width) * query.gate
     weights = (fast["output.weight"] + adapted.output).unsqueeze(1)
     return (active * weights).sum(-1) + (fast["output.bias"] + adapted.bias).unsqueeze(1) + query.offset
 
@@ -73,3 +79,11 @@ def logits(fast: base.Parameters, adapted: Adapted, query: base.MetaInput) -> to
 def pick(meta: base.MetaInput, rows: torch.Tensor) -> base.MetaInput:
     """Meta inputs at integer positions of any shape; a position past the padding must be masked by its user."""
     return base.MetaInput(*(part[rows] for part in meta))
+
+
+def _with_tower(fast: base.Parameters) -> base.Parameters:
+    if "tower.weight" in fast:
+        return fast
+    bias = fast["output.bias"]
+    nothing = {"tower.weight": (0, 0), "tower.bias": (0,), "output.weight": (len(bias), 0)}
+    return {name: bias.new_zeros(shape) for name, shape in nothing.items()} | {"output.bias": bias}

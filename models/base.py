@@ -189,6 +189,12 @@ def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:
     return (hidden * fast["output.weight"]).sum(-1) + fast["output.bias"] + meta.offset
 
 
+def without_hidden(offset: torch.Tensor) -> MetaInput:
+    """Meta inputs of a model that has no tower: logits (n, O) but the bias, and hidden layers of no width."""
+    nothing = offset.new_zeros(*offset.shape, 0)
+    return MetaInput(nothing, nothing, offset, offset.new_zeros(*offset.shape, 1))
+
+
 def size(shapes: Shapes) -> int:
     """Numbers in a flat vector of these shapes."""
     return sum(math.prod(s) for s in shapes.values())

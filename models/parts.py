@@ -33,6 +33,24 @@ def stacked(name: str, networks: int, widths: tuple[int, ...]) -> base.Shapes:
     return found
 
 
+def own_layer(parameters: base.Parameters, name: str, x: torch.Tensor, slot: torch.Tensor, earned: torch.Tensor) -> torch.Tensor:
+    """What the changes `name` of slots, stacked weights and biases, add to a layer of rows (n, inputs); `earned` (n, 1)."""
+    weight = parameters[f"{name}.weight"]
+    return earned * (by_slot(x, weight, slot) + parameters[f"{name}.bias"].view(len(weight), -1)[slot])
+
+
+def columns(geometry: base.Geometry, features: tuple[str, ...]) -> torch.Tensor:
+    """Columns (int64) of gathered input rows that hold these features: a category's embedding, a number."""
+    found: list[int] = []
+    for name in features:
+        if name in geometry.categories:
+            span = geometry.span(name)
+            found += range(span.start, span.stop)
+        else:
+            found.append(geometry.embedded + geometry.numbers.index(name))
+    return torch.tensor(found, dtype=torch.long)
+
+
 def linear(parameters: base.Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
     """Rows (n, inputs) times the weight, plus the bias."""
     return torch.addmm(parameters[f"{name}.bias"], x, parameters[f"{name}.weight"])
@@ -67,18 +85,35 @@ def by_slot(x: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor) -> torch.
     return torch.bmm(padded, weight[present])[group, rank]
 
 
+class Network:
+    """What networks without a hand-written form have in common."""
+
+    def fast_parameters(self) -> tuple[str, ...]:
+        """The shared tower."""
+        return base.FAST
+
+    def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
+        """Logits (n, O)."""
+        return base.tower(fast, meta)
+
+    def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:  # noqa: ARG002 - has no hand-written form
+        """None: autograd does the work."""
+        return None
+
+
 class Head:
     """The end that every network shares: the tower, what each scenario owns of it, and the wide part.
 
     It reads hidden rows (n, O, H1). The tower's own layer, H1 to H2, and the outputs per objective are adapted per task. With
-    `own`, every scenario has its own hidden layer and output per objective, as a change of the shared ones.
+    `own`, every scenario has its own hidden layer and output per objective, as a change of the shared ones: added to its
+    weights, or with `star` multiplied with them, W * (1 + own) (STAR, Sheng et al. 2021, section 3.3).
     """
 
-    def __init__(self, settings: config.Config, hidden: int, own: bool) -> None:
+    def __init__(self, settings: config.Config, hidden: int, own: bool, star: bool = False) -> None:
         """`hidden` is H1."""
         self.geometry = base.geometry(settings)
         self.wide = wide.plan(settings)
-        self.own, self.width, self.hidden = own, settings.model.hidden[-1], hidden
+        self.own, self.star, self.width, self.hidden = own, star, settings.model.hidden[-1], hidden
         self.slots = settings.scenarios.slots + 1
 
     def shapes(self) -> base.Shapes:
@@ -112,7 +147,9 @@ class Head:
             return base.MetaInput(hidden, nothing + 1, offset, nothing)
         earned, slot = inputs.earned.view(-1, 1, 1), inputs.slot
         each = (slot.unsqueeze(1) * objectives + torch.arange(objectives)).view(-1)
-        change = by_slot(hidden.reshape(rows * objectives, -1), parameters["own.tower.weight"], each)
+        weight = parameters["own.tower.weight"]
+        weight = weight * parameters["tower.weight"] if self.star else weight
+        change = by_slot(hidden.reshape(rows * objectives, -1), weight, each)
         return base.MetaInput(
             hidden,
             1 + earned * parameters["own.output.weight"][slot],

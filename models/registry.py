@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 
-from models import base, pepnet, shared_bottom
+from models import base, fm, lr, mmoe, pepnet, ple, shared_bottom, single, trs
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
+    "fm": fm.FactorisationMachine,
+    "lr": lr.LogisticRegression,
+    "mmoe": mmoe.MMoE,
     "pepnet": pepnet.PEPNet,
+    "ple": ple.PLE,
     "shared_bottom": shared_bottom.SharedBottom,
+    "single": single.Single,
+    "trs": trs.TRS,
 }
 
 

@@ -22,15 +22,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "factorisation machine": {"wide": "fm"},
     "gradients not stopped": {"stop_gradient": False},
 }
-GATES = {"no gates", "gradients not stopped"}
-"""Forms that only PEPNet knows."""
+ELSEWHERE = {"usual", "deep", "shallow"}
+"""Forms of the models that share their ends with the two that take every form."""
 COMBINED = [
     (name, form, objectives)
     for name in sorted(registry.MODELS)
     for form in sorted(FORMS)
-    # Every form with two objectives; with one, models other than the default only take the usual form.
     for objectives in (1, 2)
-    if name == "pepnet" or (form not in GATES and (objectives == 2 or form == "usual"))
+    if name == "pepnet" or ((name == "shared_bottom" or form in ELSEWHERE) and (objectives == 2 or form == "usual"))
 ]
 pytestmark = pytest.mark.parametrize(("name", "form", "objectives"), COMBINED)
 
@@ -148,6 +147,31 @@ def test_an_unseen_scenario_user_and_item_are_scored(settings: config.Config) ->
     strange = np.where(batch.ids == ids.PAD, batch.ids, batch.ids + np.uint64(10**12))
     said = trainer.score(batch._replace(ids=strange, scenario=batch.scenario + np.uint64(10**12)))
     assert ((said.unadapted > 0) & (said.unadapted < 1) & (said.adapted > 0) & (said.adapted < 1)).all()
+
+
+def test_a_new_scenario_is_served_at_once_and_earns_its_own_parameters_in_the_same_shapes(settings: config.Config) -> None:
+    trainer = step.Trainer(settings)
+    for i in range(6):
+        trainer.step(minibatches.minibatch(settings, i, scenario=i % 2), i)
+    before = {name: array.copy() for name, array in trainer.arrays().items()}
+    fresh = minibatches.minibatch(settings, 9, scenario=2)
+    stranger = np.where(fresh.ids == 2, np.uint64(10**12), fresh.ids)
+    column = trainer._scenario
+    other = fresh._replace(ids=np.c_[fresh.ids[:, :column], stranger[:, [column]], fresh.ids[:, column + 1 :]])
+    assert trainer.score(fresh).unadapted.tolist() == trainer.score(other).unadapted.tolist()
+    for i in range(3):
+        trainer.step(minibatches.minibatch(settings, 20 + i, scenario=2), 10 + i)
+    slots = settings.scenarios.slots + 1
+    parameters, old = (base.views(torch.from_numpy(a), trainer.model.shapes) for a in (trainer.dense, before["dense"]))
+    for name in (name for name in parameters if "own." in name):
+        mine, theirs = (view.reshape(slots, -1) for view in (parameters[name], old[name]))
+        assert not torch.equal(mine[3], theirs[3]), name
+    assert {n: a.shape[1:] for n, a in trainer.arrays().items()} == {n: a.shape[1:] for n, a in before.items()}
+    resumed = step.Trainer(settings)
+    resumed.load(before)
+    for i in range(3):
+        resumed.step(minibatches.minibatch(settings, 20 + i, scenario=2), 10 + i)
+    assert digest(resumed) == digest(trainer)
 
 
 def test_training_one_scenario_leaves_the_ids_of_another_untouched(settings: config.Config) -> None:
