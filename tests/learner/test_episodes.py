@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from learner import episodes, rehearsal
 from learner.episodes import Refused
 from learner.loop import layout_of
-from state import columns, config, plan
+from state import columns, config, ids, plan
 
 SETTINGS = config.parse(
     """
@@ -41,7 +41,7 @@ def test_messages_become_one_set_of_columns_in_their_order() -> None:
     assert lists.size == 6
     assert lists.source.tolist() == [0, 1, 1, 2, 2, 2]
     assert lists.place.tolist() == [0, 0, 1, 0, 1, 2]
-    assert lists.scenarios == {0: "even", 1: "odd"}
+    assert lists.scenarios == {ids.of("even"): "even", ids.of("odd"): "odd"}
     separate = [columns.unpack(value)[1] for value in values]
     for name in ("request", "ids", "s_x", "weight"):
         np.testing.assert_array_equal(lists.columns[name], np.concatenate([c[name] for c in separate]))
