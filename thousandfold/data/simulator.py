@@ -99,7 +99,7 @@ SEESAW = Settings(
     delay_median_s=0.0,
     delay_p90_s=0.0,
 )
-"""Known truth for `bench models`: scenarios of unequal size share what their visitors like; those of `contrary` like the reverse."""
+"""Known truth for `bench models`: scenarios of unequal size share what visitors like; those of `contrary` like the reverse."""
 
 
 class Waiting(NamedTuple):

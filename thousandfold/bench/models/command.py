@@ -131,7 +131,7 @@ def models(
 
 def _show(console: Console, made: list[studies.Study], rows: list[report.Row]) -> None:
     for one in made:
-        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one)]))
+        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one), tables.gates(one)]))
         for grid in grids:
             console.print(tables.terminal(grid))
         for notice in one.notices:

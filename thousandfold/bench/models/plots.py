@@ -106,6 +106,21 @@ def seesaw(study: studies.Study) -> bytes:
     return _png(figure)
 
 
+def gates(study: studies.Study, name: str) -> bytes:
+    """The values of every gate of one model, scenarios by units."""
+    plt, found = pyplot(), study.results[name].gates
+    names = dict(zip(study.codes, study.scenarios, strict=True))
+    order = [names.get(code, "other") for code in np.unique(study.plan.inputs.scenario).tolist()]
+    figure, axes = plt.subplots(len(found), 1, figsize=(10, 0.7 + len(found) * (0.8 + 0.25 * len(order))), squeeze=False)
+    for axis, (gate, values) in zip(axes[:, 0], found.items(), strict=True):
+        drawn = axis.imshow(values, cmap="viridis", aspect="auto")
+        axis.set_yticks(range(len(order)), order)
+        axis.set_title(f"{name}: {gate}", fontsize=9)
+        figure.colorbar(drawn, ax=axis)
+    figure.tight_layout()
+    return _png(figure)
+
+
 def page(title: str, command: str, grids: Iterable[tables.Grid], pictures: dict[str, bytes], notices: Sequence[str]) -> str:
     """One page with its pictures inside; it reads nothing from outside."""
     told = "".join(f"<li>{html.escape(n)}</li>" for n in notices)
@@ -135,6 +150,10 @@ def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies
         if table is not None:
             grids.append(table)
             pictures[f"{study.label} seesaw"] = seesaw(study)
+        gated = tables.gates(study)
+        if gated is not None:
+            grids.append(gated)
+        pictures |= {f"{study.label} gates of {name}": gates(study, name) for name, r in study.results.items() if r.gates}
         grids += tables.scenarios(study)
         if study.plan.name == "P" and study.results:
             for o, objective in enumerate(study.objectives):

@@ -43,7 +43,8 @@ class Plan(NamedTuple):
 
 def identities(config: configuration.Config) -> configuration.Config:
     """The configuration with ids and raw attributes only: no counters, recent behaviour or places in the list."""
-    features = spec.Features(categories=config.features.categories, numbers=config.features.numbers)
+    still = tuple(c for c in config.features.categories if not spec.behaviour(c))
+    features = spec.Features(categories=still, numbers=config.features.numbers)
     kept = {c.name for c in features.categories} | set(spec.number_names(features))
     read = tuple(name for name in config.model.scenario_features if name in kept)
     model = msgspec.structs.replace(config.model, scenario_features=read)

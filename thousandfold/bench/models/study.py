@@ -63,6 +63,11 @@ class Study(NamedTuple):
     """By scenario, PEPNet less the shared bottom, first objective."""
     notices: list[str]
 
+    @property
+    def codes(self) -> list[int]:
+        """Hashes of `scenarios`."""
+        return [code for _, code in quality.scenarios_of(self.config, self.plan.inputs)]
+
     def mean(self, figure: str, key: Key) -> float:
         """Over seeds; NaN where the figure does not exist."""
         return float(np.mean([getattr(run, figure) for run in self.figures[key]]))

@@ -64,6 +64,19 @@ def seesaw(study: studies.Study) -> Grid | None:
     return Grid(f"{study.label}: AUC over {what} (* p < .01, bootstrap of users)", heads, rows)
 
 
+def gates(study: studies.Study) -> Grid | None:
+    """The mean of every gate by scenario, and how far its values lie apart (standard deviation); None without gates."""
+    names = dict(zip(study.codes, study.scenarios, strict=True))
+    order = [names.get(code) for code in np.unique(study.plan.inputs.scenario).tolist()]
+    rows = []
+    for model, r in study.results.items():
+        for gate, values in r.gates.items():
+            shown = {name: f"{v.mean():.3f} ± {v.std():.3f}" for name, v in zip(order, values, strict=True) if name}
+            rows.append([f"{model}: {gate}", *(shown[s] for s in study.scenarios)])
+    title = f"{study.label}: gates, mean and spread of their values over the newest rows of a scenario"
+    return Grid(title, ["gate", *study.scenarios], rows) if rows else None
+
+
 def verdicts(rows: list[report.Row]) -> Grid:
     """What has a target or a peer, and whether it is met."""
     shown = []

@@ -14,10 +14,10 @@ from learner import step
 from models import registry
 from state import config as configuration
 from thousandfold.bench import baselines, logs, protocol, quality
-from thousandfold.bench.models import protocols
+from thousandfold.bench.models import gates, protocols
 
 F32 = npt.NDArray[np.float32]
-ALONE = "alone"
+ALONE, GATE = "alone", "gate "
 BASELINES = ("fm32", "bias")
 FLOORS = ("fm", "lr")
 """Models of the table that are there to be beaten: never the best."""
@@ -34,13 +34,14 @@ class Entrant(NamedTuple):
 class Result(NamedTuple):
     """Of one entrant: probabilities (R, O) per seed, seconds a pass, numbers learned, and megabytes of them and their optimiser.
 
-    `problem` says why there are no predictions, or is empty. `seconds` is NaN where it was not measured.
+    `problem` says why there are no predictions, or is empty. `gates` are those of the first seed (`gates.values`).
     """
 
     predictions: list[F32]
     seconds: float
     parameters: int
     memory_mb: float
+    gates: dict[str, F32]
     problem: str = ""
 
 
@@ -111,10 +112,10 @@ class Bench:
             config = quality.override(entrant.config, "learner.seed", seed)
             try:
                 found.append(self._stored(config, f"{entrant.name}, seed {seed}", one))
-            except FloatingPointError as error:
-                return Result([], np.nan, 0, np.nan, f"{entrant.name}, seed {seed}: {error}")
+            except (FloatingPointError, configuration.ConfigError) as error:
+                return Result([], np.nan, 0, np.nan, {}, f"{entrant.name}, seed {seed}: {error}")
         seconds = float(np.mean([r.seconds for r in found]))
-        return Result([r.predictions[0] for r in found], seconds, found[0].parameters, found[0].memory_mb)
+        return Result([r.predictions[0] for r in found], seconds, found[0].parameters, found[0].memory_mb, found[0].gates)
 
     def _stored(self, config: configuration.Config, name: str, one: Callable[[configuration.Config, str], Result]) -> Result:
         if self._kept is None:
@@ -124,14 +125,15 @@ class Bench:
         if self._resume and file.exists():
             with np.load(file, allow_pickle=False) as arrays:
                 seconds, parameters, memory = arrays["figures"].tolist()
-                return Result([arrays["prediction"]], seconds, int(parameters), memory)
+                gated = {name.removeprefix(GATE): arrays[name] for name in arrays.files if name.startswith(GATE)}
+                return Result([arrays["prediction"]], seconds, int(parameters), memory, gated)
         result = one(config, name)
         self._kept.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".part")
+        own = {f"{GATE}{gate}": values for gate, values in result.gates.items()}
+        own["figures"] = np.array([result.seconds, result.parameters, result.memory_mb])
         with temporary.open("wb") as out:
-            np.savez(
-                out, prediction=result.predictions[0], figures=np.array([result.seconds, result.parameters, result.memory_mb])
-            )
+            np.savez(out, allow_pickle=False, prediction=result.predictions[0], **own)
         temporary.replace(file)
         return result
 
@@ -142,7 +144,8 @@ class Bench:
         seconds = time.perf_counter() - began
         arrays = trainer.arrays()
         numbers = trainer.dense.size + arrays["table"].size
-        return Result([prediction], seconds, int(numbers), sum(a.nbytes for a in arrays.values()) / 1e6)
+        memory = sum(a.nbytes for a in arrays.values()) / 1e6
+        return Result([prediction], seconds, int(numbers), memory, gates.values(trainer, planned.inputs))
 
     def _scenarios(self, config: configuration.Config, name: str) -> Result:
         whole = self.plan.inputs
@@ -155,7 +158,7 @@ class Bench:
             results.append(self._pass(own, f"{name}, {whole.scenarios[scenario]}", planned))
             out[rows] = results[-1].predictions[0]
         seconds, memory = sum(r.seconds for r in results), sum(r.memory_mb for r in results)
-        return Result([out], seconds, sum(r.parameters for r in results), memory)
+        return Result([out], seconds, sum(r.parameters for r in results), memory, {})
 
     def baselines(self, config: configuration.Config) -> Iterator[tuple[str, Result]]:
         """The factorisation machine at batch 32, as late as the models, and the bias per event; one pass in every protocol."""
@@ -167,11 +170,11 @@ class Bench:
         began, fm = time.perf_counter(), []
         for seed in self.seeds:
             fm.append(np.stack([baselines.fm32(blocked, o, q.fm_rate, q.fm_width, seed) for o in objectives], 1))
-        yield "fm32", Result(fm, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6)
+        yield "fm32", Result(fm, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6, {})
         began = time.perf_counter()
         bias = np.stack([baselines.bias(inputs, o, q.bias_rate) for o in objectives], 1)
         size = len(objectives) * (len(np.unique(inputs.user)) + len(np.unique(inputs.item)) + 1)
-        yield "bias", Result([bias], time.perf_counter() - began, size, 8 * size / 1e6)
+        yield "bias", Result([bias], time.perf_counter() - began, size, 8 * size / 1e6, {})
 
 
 def _digest(planned: protocols.Plan) -> bytes:

@@ -1,0 +1,566 @@
+import functools
+import itertools
+import pathlib
+import re
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from learner import step
+from models import registry
+from state import config as configuration
+from state import ids
+from thousandfold.bench import logs, models, protocol, quality, report
+from thousandfold.bench.models import command, gates, plots, protocols, seesaw, tables, zoo
+from thousandfold.bench.models import study as studies
+from thousandfold.data import simulator
+
+SPEC = """
+[scenarios]
+known = ["home", "small"]
+[[objectives]]
+name = "click"
+action = "click"
+[[objectives]]
+name = "save"
+action = "save"
+[model]
+embedding_width = 4
+hidden = [8, 4]
+gate_hidden = 4
+scenario_features = ["scenario", "item_rate"]
+[embedding]
+capacity = 20000
+[support]
+size = 4
+[quality]
+block_rows = 100
+[features]
+categories = [
+  { name = "user", source = "user_id" },
+  { name = "item", source = "item_id" },
+  { name = "scenario", source = "scenario" },
+]
+numbers = [{ name = "price", source = "item.price" }]
+statistics = [{ name = "item_rate", key = ["item"], kind = "rate", prior = 10 }]
+"""
+CONFIG = configuration.parse(SPEC)
+SETTINGS = simulator.Settings(
+    scenarios=(simulator.Scenario("home", 0.8), simulator.Scenario("small", 0.2)),
+    users=60,
+    items=60,
+    delay_median_s=0,
+    delay_p90_s=0,
+    base=0.0,
+    lists_per_s=5,
+)
+
+
+@functools.cache
+def log() -> logs.Log:
+    made = simulator.Simulator(SETTINGS, 3)
+    return logs.head(logs.from_blocks(CONFIG, made.world, list(itertools.islice(made.events(), 1))), 2_500)
+
+
+@functools.cache
+def inputs(name: str = "P", lag: int = 0) -> protocol.Inputs:
+    return protocol.prepare(protocols.settings_of(CONFIG, name), log(), protocol.Lag(rows=lag))
+
+
+def planned(name: str, epochs: int = 2, lag: int = 0) -> protocols.Plan:
+    return protocols.plan(name, inputs(name, lag), 0.1, epochs)
+
+
+def predict(name: str, plan: protocols.Plan) -> npt.NDArray[np.float32]:
+    config = protocols.settings_of(CONFIG, name)
+    return protocols.run(config, plan, step.Trainer(config))
+
+
+def flipped(plan: protocols.Plan, rows: npt.NDArray[np.bool_]) -> protocols.Plan:
+    label = plan.inputs.label.copy()
+    label[rows] = 1 - label[rows]
+    return plan._replace(inputs=plan.inputs._replace(label=label))
+
+
+def test_in_order_of_time_every_row_after_the_burn_in_counts() -> None:
+    plan = planned("P")
+    assert plan.counted.mean() == pytest.approx(0.9, abs=0.001)
+    assert plan.until == len(plan.inputs.ts)
+    config = protocols.settings_of(CONFIG, "P")
+    assert np.array_equal(predict("P", plan), protocol.run(config, plan.inputs).adapted)
+
+
+def test_a_cut_in_time_keeps_lists_of_one_moment_on_one_side() -> None:
+    d = inputs("C")
+    at = np.searchsorted(d.start, 0.8 * d.rows)
+    tied = d.ts.copy()
+    tied[at - 3 : at + 3] = tied[at]
+    plan = protocols.plan("C", d._replace(ts=tied), 0.1)
+    assert tied[plan.until - 1] < tied[plan.until]
+    assert not plan.counted[: d.start[plan.valid]].any()
+    assert plan.counted[d.start[plan.valid] :].all()
+    cuts = (int(d.ts[40]), int(d.ts[60]))
+    named = protocols.plan("C", d, 0.1, cuts_ms=cuts)
+    assert d.ts[named.until - 1] <= cuts[0] < d.ts[named.until]
+    assert d.ts[named.valid - 1] <= cuts[1] < d.ts[named.valid]
+
+
+def test_a_random_split_has_eight_one_one_tenths_of_single_rows() -> None:
+    plan, d = planned("R"), inputs("R")
+    assert np.diff(plan.inputs.start).tolist() == [1] * d.rows
+    assert plan.until == round(0.8 * d.rows)
+    assert plan.counted.sum() == pytest.approx(0.1 * d.rows, abs=1)
+    before, after = (sorted(zip(i.item.tolist(), i.label[:, 0].tolist(), strict=True)) for i in (d, plan.inputs))
+    assert before == after
+    assert plan.inputs.ts.tolist() != sorted(plan.inputs.ts.tolist())
+
+
+@pytest.mark.parametrize("lag", [0, 200])
+@pytest.mark.parametrize("name", ["C", "R"])
+def test_labels_of_validation_and_test_teach_nothing_and_those_of_training_do(name: str, lag: int) -> None:
+    plan = planned(name, epochs=1, lag=lag)
+    rows = np.arange(plan.inputs.rows) >= plan.inputs.start[plan.until]
+    first = predict(name, plan)[plan.counted]
+    assert np.array_equal(first, predict(name, flipped(plan, rows))[plan.counted])
+    assert not np.array_equal(first, predict(name, flipped(plan, ~rows))[plan.counted])
+
+
+def test_a_random_split_keeps_the_epoch_that_validates_best() -> None:
+    few, more = planned("R", epochs=1), planned("R", epochs=4)
+    config = protocols.settings_of(quality.override(CONFIG, "optimizer.dense_rate", 0.3), "R")
+    one, other = (protocols.run(config, p, step.Trainer(config))[p.counted] for p in (few, more))
+    held = slice(more.until, more.valid)
+    assert np.isnan(protocols.run(config, more, step.Trainer(config))[held]).all()
+    assert one.shape == other.shape
+    calm = protocols.settings_of(CONFIG, "R")
+    longer = [protocols.run(calm, p, step.Trainer(calm))[p.counted] for p in (few, more)]
+    assert not np.array_equal(*longer)
+
+
+def test_cut_and_random_protocols_read_no_counters() -> None:
+    for name in ("C", "R"):
+        config = protocols.settings_of(CONFIG, name)
+        assert not config.features.statistics
+        assert config.features.numbers == CONFIG.features.numbers
+        assert config.model.scenario_features == ("scenario",)
+    assert protocols.settings_of(CONFIG, "R").meta.mode == "off"
+    assert protocols.settings_of(CONFIG, "P") is CONFIG
+
+
+def test_too_short_a_log_is_refused() -> None:
+    with pytest.raises(logs.LogError, match="protocol C: training, validation or test has no rows; use more of the log"):
+        protocols.plan("C", inputs("C").head(30), 0.1)
+
+
+def test_the_plan_of_a_scenario_has_its_lists_and_their_labels_as_late_as_in_the_whole() -> None:
+    whole = planned("C", lag=200)
+    code = ids.of("small")
+    own, rows = protocols.of_scenario(whole, code)
+    lists = np.flatnonzero(whole.inputs.scenario == code)
+    assert own.inputs.rows == rows.sum()
+    assert np.array_equal(own.inputs.label, whole.inputs.label[rows])
+    for i, place in enumerate(lists):
+        assert own.inputs.known[i] == (lists < whole.inputs.known[place]).sum()
+    assert (lists[: own.until] < whole.until).all()
+    assert (lists[own.until :] >= whole.until).all()
+    assert np.array_equal(own.counted, whole.counted[rows])
+
+
+def test_a_scenario_alone_learns_from_its_own_rows_only() -> None:
+    plan = planned("P")
+    of_row = np.repeat(plan.inputs.scenario, np.diff(plan.inputs.start))
+    other = of_row != ids.of("small")
+    entrant = zoo.Entrant(zoo.ALONE, zoo.single(CONFIG))
+    one, two = (zoo.Bench(p, [0]).alone(entrant).predictions[0] for p in (plan, flipped(plan, other)))
+    assert np.array_equal(one[~other], two[~other])
+    assert not np.array_equal(one[other], two[other])
+    assert np.isfinite(one).all()
+
+
+def auc(label: npt.NDArray[Any], score: npt.NDArray[Any]) -> float:
+    plus, minus = score[label > 0], score[label == 0]
+    return float(np.mean((plus[:, None] > minus) + (plus[:, None] == minus) / 2))
+
+
+def test_an_area_of_a_resample_is_that_of_the_rows_repeated() -> None:
+    random = np.random.default_rng(0)
+    label = (random.random(80) < 0.4).astype(np.float32)
+    score = np.round(random.random(80), 1).astype(np.float32)
+    user = random.integers(0, 9, 80).astype(np.int32)
+    weight = seesaw.weights(9, 1, 30)
+    found = seesaw.resampled(label, score, user, weight)
+    for b in range(30):
+        again = np.repeat(np.arange(80), weight[b][user])
+        assert found[b] == pytest.approx(auc(label[again], score[again]))
+    assert weight.sum(1).tolist() == [9] * 30
+
+
+def test_a_model_against_itself_differs_by_nothing() -> None:
+    label, score = np.array([0, 1, 0, 1], np.float32), np.array([0.1, 0.4, 0.5, 0.3], np.float32)
+    own = seesaw.area(label, [score], np.arange(4, dtype=np.int32), seesaw.weights(4, 0, 50))
+    assert seesaw.difference(own, own) == seesaw.Difference(0.0, 0.0, 1.0)
+
+
+def noisy(random: np.random.Generator, n: int, edge: float) -> tuple[npt.NDArray[np.float32], ...]:
+    label = (random.random(n) < 0.5).astype(np.float32)
+    return label, *((strength * label + random.standard_normal(n)).astype(np.float32) for strength in (1 + edge, 1.0))
+
+
+def test_the_error_of_a_difference_is_how_much_it_varies_between_logs_and_p_is_even_without_one() -> None:
+    random, differences = np.random.default_rng(1), []
+    user, weight = np.arange(150, dtype=np.int32), seesaw.weights(150, 0, 100)
+    for _ in range(400):
+        label, one, other = noisy(random, 150, 0.0)
+        areas = [seesaw.area(label, [s], user, weight) for s in (one, other)]
+        differences.append(seesaw.difference(*areas))
+    spread = np.std([d.value for d in differences])
+    assert np.mean([d.stderr for d in differences]) == pytest.approx(spread, rel=0.1)
+    p = np.array([d.p for d in differences])
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(p < 0.5) == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_real_difference_is_found_and_a_row_repeated_for_its_user_proves_nothing_new() -> None:
+    label, one, other = noisy(np.random.default_rng(2), 600, 1.0)
+    user, weight = np.arange(600, dtype=np.int32), seesaw.weights(600, 0)
+    once = seesaw.difference(*(seesaw.area(label, [s], user, weight) for s in (one, other)))
+    four = seesaw.difference(
+        *(seesaw.area(np.repeat(label, 4), [np.repeat(s, 4)], np.repeat(user, 4), weight) for s in (one, other))
+    )
+    assert once.p < 0.01
+    assert once.low > 0
+    assert four.stderr == pytest.approx(once.stderr)
+
+
+def test_seeds_that_disagree_widen_the_error() -> None:
+    label, one, other = noisy(np.random.default_rng(2), 300, 0.2)
+    user, weight = np.arange(300, dtype=np.int32), seesaw.weights(300, 0, 50)
+    still = seesaw.area(label, [other], user, weight)
+    alone = seesaw.difference(seesaw.area(label, [one, one], user, weight), still)
+    mixed = seesaw.difference(seesaw.area(label, [one, other], user, weight), still)
+    assert mixed.value == pytest.approx(alone.value / 2)
+    spread = np.var([np.mean(still.runs) + alone.value, still.runs[0]], ddof=1) / 2
+    assert mixed.stderr**2 >= spread
+
+
+@functools.cache
+def judged() -> studies.Study:
+    bench = zoo.Bench(planned("P"), [0, 1])
+    return command.study(CONFIG, bench.plan, zoo.chosen(CONFIG, ["pepnet", "shared_bottom"]), bench, 50)
+
+
+def test_a_study_has_every_figure_of_every_entrant_in_every_scenario_and_objective() -> None:
+    rows = {r.id: r for r in studies.rows_of(judged(), "FILE", whole=True, command="c")}
+    for name in ("pepnet", "shared_bottom", "alone", "fm32", "bias"):
+        for figure in ("auc", "gauc", "logloss", "calibration"):
+            for where in ("", "/home", "/small"):
+                assert rows[f"P/{figure}/{name}{where}/click"].value is not None
+                assert f"P/{figure}/{name}{where}/save" in rows
+        assert (rows[f"P/parameters/{name}"].value or 0) > 100
+        assert (rows[f"P/rows_per_s/{name}"].value or 0) > 0
+        assert (rows[f"P/memory/{name}"].value or 0) > 0
+    assert rows["P/auc/pepnet/click"].stderr is not None
+    assert rows["P/over_alone/pepnet/small/click"].peer is not None
+    assert rows["P/best/auc/home/click"].passed is not None
+    assert rows["P/pepnet_over_shared_bottom/small"].target == 0
+    assert rows["P/best/auc"].target is None
+    assert rows["P/best/auc"].peer in {"pepnet", "shared_bottom"}
+
+
+def test_a_difference_in_the_report_is_that_of_the_figures() -> None:
+    study = judged()
+    for key, d in study.differences.items():
+        assert d.value == pytest.approx(study.mean("auc", key) - study.mean("auc", key._replace(name="alone")))
+        assert d.stderr > 0
+        assert 0 <= d.p <= 1
+
+
+def test_movielens_as_a_whole_has_targets_and_a_part_of_it_none() -> None:
+    study = judged()
+    whole = {r.id: r for r in studies.rows_of(study, "ml1m", whole=True, command="c")}
+    part = {r.id: r for r in studies.rows_of(study, "ml1m", whole=False, command="c")}
+    assert whole["P/best/auc"].target == 0.795
+    assert whole["P/best/logloss"].target == 0.537
+    assert part["P/best/auc"].target is None
+    bare = study._replace(label="P-ids", plan=study.plan._replace(inputs=study.plan.inputs._replace(lag=protocol.Lag())))
+    rows = {r.id: r for r in studies.rows_of(bare, "ml1m", whole=True, command="c")}
+    assert rows["P-ids/best/auc"].target is None
+    late = bare._replace(plan=bare.plan._replace(inputs=bare.plan.inputs._replace(lag=protocol.Lag(rows=1000))))
+    rows = {r.id: r for r in studies.rows_of(late, "ml1m", whole=True, command="c")}
+    assert rows["P-ids/best/auc"].target == 0.757
+
+
+def test_known_truth_asks_for_no_harm_everywhere_and_a_gain_in_small_scenarios() -> None:
+    rows = {r.id: r for r in studies.rows_of(judged(), "simulate", whole=True, command="c")}
+    d = judged().differences[studies.Key("pepnet", "small", 0)]
+    gain = rows["P/shared_effect/small/click"]
+    assert gain.value == (d.p if d.value > 0 else 1.0)
+    assert gain.target == 0.01
+    assert "P/shared_effect/home/click" not in rows
+    assert rows["P/no_harm/home/click"].value == pytest.approx(judged().differences[studies.Key("pepnet", "home", 0)].high)
+    assert not any("best/auc/" in name for name in rows)
+
+
+def test_floors_and_references_are_never_the_best() -> None:
+    study = judged()
+    perfect = [f._replace(auc=1.0) for f in study.figures[studies.Key("pepnet", "", 0)]]
+    for name in ("alone", "fm32", "bias"):
+        figures = study.figures | {studies.Key(name, "", 0): perfect}
+        assert study._replace(figures=figures).best in {"pepnet", "shared_bottom"}
+
+
+def test_a_scenario_with_one_class_has_no_areas_and_is_named() -> None:
+    plan = planned("P")
+    of_row = np.repeat(plan.inputs.scenario, np.diff(plan.inputs.start))
+    label = plan.inputs.label.copy()
+    label[of_row == ids.of("small"), 1] = 0
+    bench = zoo.Bench(plan._replace(inputs=plan.inputs._replace(label=label)), [0])
+    study = command.study(CONFIG, bench.plan, zoo.chosen(CONFIG, ["pepnet"]), bench, 50)
+    assert any('scenario small has 0 rows with a positive "save"' in n and "do not exist there" in n for n in study.notices)
+    rows = {r.id: r for r in studies.rows_of(study, "FILE", whole=True, command="c")}
+    assert rows["P/auc/pepnet/small/save"].value is None
+    assert rows["P/logloss/pepnet/small/save"].value is not None
+    assert rows["P/auc/pepnet/small/click"].value is not None
+    assert "P/over_alone/pepnet/small/save" not in rows
+    assert (rows["P/notices"].value or 0) >= 1
+
+
+def test_a_model_that_diverges_is_named_and_the_others_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = protocols.run
+
+    def failing(config: configuration.Config, *rest: Any) -> npt.NDArray[np.float32]:
+        if config.model.name == "pepnet":
+            raise FloatingPointError("loss is not finite")
+        return real(config, *rest)
+
+    monkeypatch.setattr(protocols, "run", failing)
+    bench = zoo.Bench(planned("P"), [0])
+    study = command.study(CONFIG, bench.plan, zoo.chosen(CONFIG, ["pepnet", "shared_bottom"]), bench, 20)
+    assert "pepnet" not in study.results
+    assert study.notices[0] == "pepnet, seed 0: loss is not finite"
+    assert study.best == "shared_bottom"
+
+
+def test_a_model_that_the_configuration_does_not_suit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picky(_: configuration.Config) -> Any:
+        raise configuration.ConfigError("features: needs what is not declared")
+
+    monkeypatch.setitem(registry.MODELS, "picky", picky)
+    found = zoo.Bench(planned("P"), [0]).model(zoo.chosen(CONFIG, ["picky"])[0])
+    assert found.problem == "picky, seed 0: features: needs what is not declared"
+
+
+def test_predictions_that_are_not_finite_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned("P")
+    broken = protocol.Scores(*(np.full_like(plan.inputs.label, np.nan) for _ in range(3)))
+    monkeypatch.setattr(protocol, "run", lambda *_: broken)
+    with pytest.raises(FloatingPointError, match="probabilities are not finite"):
+        predict("P", plan)
+
+
+def test_ablations_change_one_thing_each() -> None:
+    found = {e.name: e.config.model for e in zoo.ablations(configuration.parse("[features]\n"))}
+    base = found["pepnet"]
+    wanted = {
+        "no_epnet",
+        "no_ppnet",
+        "no_gates",
+        "gradient_through_gates",
+        "gamma_1",
+        "depth_1",
+        "depth_5",
+        "width_4",
+        "width_32",
+    }
+    assert wanted <= set(found)
+    assert "width_16" not in found
+    assert "gamma_2" not in found
+    assert [len(found[f"depth_{d}"].hidden) for d in (1, 3, 5)] == [1, 3, 5]
+    for name, model in found.items():
+        changed = [f for f in model.__struct_fields__ if getattr(model, f) != getattr(base, f)]
+        assert len(changed) == (0 if name == "pepnet" else 2 if name == "no_gates" else 1)
+
+
+def test_gates_are_averaged_over_the_rows_of_each_scenario() -> None:
+    plan = planned("P")
+    trainer = step.Trainer(CONFIG)
+    protocols.run(CONFIG, plan, trainer)
+    found = gates.values(trainer, plan.inputs)
+    assert found
+    for values in found.values():
+        assert values.shape[0] == 2
+        assert np.isfinite(values).all()
+    plain = step.Trainer(zoo.single(CONFIG))
+    assert gates.values(plain, plan.inputs) == {}
+
+
+def frame() -> pl.DataFrame:
+    rows, random = 1_600, np.random.default_rng(0)
+    item = random.integers(0, 20, rows)
+    return pl.DataFrame(
+        {
+            "time": np.arange(rows) // 2 * 1_000, "request": np.arange(rows), "user": random.integers(0, 40, rows), "item": item,
+            "scenario": ["home", "home", "home", "small"] * (rows // 4),
+            "click": (random.random(rows) < np.where(item < 10, 0.8, 0.2)).astype(int),
+            "save": (random.random(rows) < 0.3).astype(int),
+            "price": pl.Series(random.random(rows)).set(pl.Series(np.arange(rows) % 7 == 0), None),
+        }
+    )  # fmt: skip
+
+
+def invoke(tmp_path: pathlib.Path, *options: str, table: pl.DataFrame | None = None, spec: str = SPEC) -> Any:
+    (frame() if table is None else table).write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "spec.toml").write_text(spec)
+    own = ["--data", str(tmp_path / "log.parquet"), "--spec", str(tmp_path / "spec.toml"), "--seeds", "1", "--resamples", "20"]
+    return CliRunner().invoke(models.app, [*own, "--models", "pepnet", *options])
+
+
+def test_the_command_measures_a_parquet_log_under_every_protocol_and_twice_the_same(tmp_path: pathlib.Path) -> None:
+    reports = []
+    for run in ("a", "b"):
+        out = tmp_path / run
+        options = ["--protocol", "P,C,R", "--epochs", "2", "--out", str(out), "--report", str(tmp_path / f"{run}.json")]
+        result = invoke(tmp_path, *options)
+        assert result.exit_code == 0, result.output
+        rows = report.read(tmp_path / f"{run}.json").rows
+        reports.append({r.id: (r.value, r.stderr, r.peer, r.passed) for r in rows if "rows_per_s" not in r.id})
+    assert reports[0] == reports[1]
+    assert {"P/auc/pepnet/small/click", "C/logloss/alone/home/save", "R/gauc/fm32/click"} <= set(reports[0])
+    pictures = sorted(p.name for p in (tmp_path / "a").glob("*.png"))
+    assert {"P_AUC_over_time_click.png", "P_AUC_over_time_save.png", "P_seesaw.png", "P_gates_of_pepnet.png"} <= set(pictures)
+    for name in pictures:
+        body = (tmp_path / "a" / name).read_bytes()
+        assert body.startswith(b"\x89PNG")
+        assert body == (tmp_path / "b" / name).read_bytes()
+    text = (tmp_path / "a" / "tables.md").read_text()
+    assert "R, click: ids and raw attributes only; random 8:1:1, trained on the future" in text
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.search(r'(src|href)="(?!data:)|https?://|@import|url\(', page)
+
+
+def test_finished_passes_are_taken_again_only_when_settings_and_data_are_the_same(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "r.json")]
+    assert invoke(tmp_path, *out).exit_code == 0
+    before = {r.id: r.value for r in report.read(tmp_path / "r.json").rows}
+
+    def refuse(*_: Any) -> None:
+        raise FloatingPointError("trained again")
+
+    monkeypatch.setattr(protocols, "run", refuse)
+    again = invoke(tmp_path, *out, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "trained again" not in again.output
+    after = {r.id: r.value for r in report.read(tmp_path / "r.json").rows}
+    assert after["P/auc/pepnet/click"] == before["P/auc/pepnet/click"]
+    assert after["P/rows_per_s/pepnet"] == before["P/rows_per_s/pepnet"]
+    other = invoke(tmp_path, *out, "--resume", spec=SPEC + "\n[optimizer]\ndense_rate = 0.002\n")
+    assert "trained again" in other.output
+    changed = invoke(tmp_path, *out, "--resume", table=frame().with_columns((1 - pl.col("click")).alias("click")))
+    assert "trained again" in changed.output
+
+
+def test_ablations_are_compared_with_pepnet_as_configured(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = zoo.ablations
+    monkeypatch.setattr(zoo, "ablations", lambda config: [e for e in real(config) if e.name in {"pepnet", "no_gates", "depth_3"}])
+    result = invoke(tmp_path, "--ablations", "--report", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    rows = {r.id: r for r in report.read(tmp_path / "r.json").rows}
+    assert {"P/over_pepnet/no_gates/small/click", "P/over_pepnet/depth_3/home/save", "P/auc/fm32/click"} <= set(rows)
+    assert not any("alone" in name for name in rows)
+
+
+def test_settings_are_chosen_for_the_models_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "GRIDS", {"optimizer.dense_rate": (0.001, 0.01)})
+    monkeypatch.setattr(quality, "BASELINE_GRIDS", {"quality.bias_rate": (0.01, 0.3)})
+    result = invoke(tmp_path, "--choose", "--models", "pepnet,shared_bottom")
+    assert result.exit_code == 0, result.output
+    assert "P: chosen on the first 20 %" in result.output
+    assert re.search(r"shared_bottom: optimizer.dense_rate = 0.01: AUC", result.output)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "pepnet,nothing"], r'--models: "nothing" is unknown; the table has'),
+        (["--protocol", "Q"], r"--protocol 'Q': there are P, C, R"),
+        (["--resume"], r"--resume needs --out DIR"),
+        (["--lag", "soon"], r"--lag 'soon'"),
+        (["--data", "nowhere.parquet"], r"--data nowhere.parquet: no such file"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_refused(tmp_path: pathlib.Path, options: list[str], message: str) -> None:
+    result = invoke(tmp_path, *options)
+    assert isinstance(result.exception, configuration.Refused)
+    assert re.search(message, str(result.exception))
+
+
+def test_a_log_of_ones_own_needs_a_spec() -> None:
+    result = CliRunner().invoke(models.app, ["--data", "x.parquet"])
+    assert "needs --spec SPEC.toml" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("table", "spec", "message"),
+    [
+        (frame(), SPEC.replace("item.price", "item.weight"), r'the feature spec reads "item.weight": add it as'),
+        (frame().with_columns(pl.col("item").cast(pl.Float64)), SPEC, r'column "item" holds floats, and an id must be text'),
+        (frame().with_columns(pl.lit(float("nan")).alias("price")), SPEC, r'"price" holds NaN or an infinity; write null'),
+        (frame().with_columns(pl.lit(0).alias("save")), SPEC, r'objective "save" has no labels to tell apart: all are 0'),
+        (frame().drop("save"), SPEC, r'objective "save" needs its label there'),
+        (frame(), SPEC.replace('"scenario", "item_rate"', '"nothing"'), r'model.scenario_features: "nothing" is not a declared'),
+    ],
+)  # fmt: skip
+def test_a_log_or_spec_that_cannot_be_measured_is_refused(
+    tmp_path: pathlib.Path, table: pl.DataFrame, spec: str, message: str
+) -> None:
+    result = invoke(tmp_path, table=table, spec=spec)
+    assert isinstance(result.exception, configuration.Refused)
+    assert re.search(message, str(result.exception))
+
+
+def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(configuration.Refused, match=r"pip install 'thousandfold\[bench\]'"):
+        plots.pyplot()
+
+
+def test_every_data_set_has_configurations_that_load() -> None:
+    for data, name in itertools.product(command.OWN, protocols.PROTOCOLS):
+        config = command.configured(data, None, name)
+        assert config.features.categories
+        assert len(config.scenarios.known) >= 3
+
+
+def test_the_simulated_log_has_the_scenarios_of_its_configuration() -> None:
+    config = command.configured("simulate", None, "P")
+    found = command.open_log(config, "simulate", None, 2_000, lambda _: None)
+    assert set(found.lists.names.values()) == set(config.scenarios.known)
+    assert 1_900 <= found.rows <= 2_000
+
+
+def test_tables_name_every_entrant_and_mark_differences_that_are_no_noise() -> None:
+    study = judged()
+    overall = list(tables.overall(study))
+    assert [row[0] for row in overall[0].rows] == ["pepnet", "shared_bottom", "alone", "fm32", "bias"]
+    assert len(overall) == 2
+    assert len(list(tables.scenarios(study))) == 4
+    table = tables.seesaw(study)
+    assert table is not None
+    d = study.differences[studies.Key("bias", "home", 0)]
+    cell = next(row for row in table.rows if row[0] == "bias")[1]
+    assert cell == f"{d.value:+.4f}" + ("*" if d.p < 0.01 else "")
+
+
+def test_every_model_of_the_table_can_take_part() -> None:
+    assert [e.name for e in zoo.chosen(CONFIG, [])] == list(registry.MODELS)
+    for entrant in zoo.chosen(CONFIG, []):
+        assert entrant.config == msgspec.structs.replace(CONFIG, model=entrant.config.model)
