@@ -1,37 +1,78 @@
-"""Adam over the flat vector of dense parameters, behind a guard on its gradient; embeddings have a rule of their own."""
+"""Adam over the flat vector of dense parameters, behind a guard on its gradient; embeddings have a rule of their own.
+
+The wide part's weights and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
+"""
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models import kernels
+from models import base, kernels
 from state import config
+from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
+SUMMED = ("wide.first", "wide.numbers")
+"""Parameters that follow AdaGrad."""
 
 
 class Adam:
-    """State of Adam for one flat float32 vector, updated in place."""
+    """State of Adam for one flat float32 vector, updated in place; in the spans `summed` (from, to) AdaGrad instead.
 
-    def __init__(self, size: int, settings: config.Optimizer) -> None:
-        self.settings = settings
+    AdaGrad's sum of squares stands where Adam has its second moment.
+    """
+
+    def __init__(self, size: int, settings: config.Optimizer, summed: Sequence[tuple[int, int]] = ()) -> None:
+        self.settings, self.summed = settings, summed
         self.mean, self.square = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self.step = np.zeros(1, np.int64)
+        bounds = [0, *(at for span in summed for at in span), size]
+        self._averaged = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
+        for a, z in summed:
+            self.square[a:z] = settings.embedding_accumulator
 
     def descend(self, values: F32, gradient: F32, norm: float) -> None:
         """One step; a gradient of a norm above `max_gradient_norm` is scaled down to it."""
         s = self.settings
         self.step += 1
-        scale = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0
-        kernels.adam(
-            values, self.mean, self.square, gradient, scale, int(self.step[0]), s.dense_rate, s.beta1, s.beta2, s.weight_decay
-        )
+        scale, step = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0, int(self.step[0])
+        for a, z in self._averaged:
+            kernels.adam(
+                values[a:z], self.mean[a:z], self.square[a:z], gradient[a:z], scale, step, s.dense_rate, s.beta1, s.beta2,
+                s.weight_decay,
+            )  # fmt: skip
+        for a, z in self.summed:
+            _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.wide_rate)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Moments and step as views."""
         return {"adam.mean": self.mean, "adam.square": self.square, "adam.step": self.step}
+
+
+def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[int, int]]:
+    """Where parameters of these names stand in the flat vector, neighbours as one span."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if name in names and size:
+            joined = bool(found) and found[-1][1] == at
+            found[-1:] = [(found[-1][0], at + size)] if joined else [*found[-1:], (at, at + size)]
+        at += size
+    return found
+
+
+@kernel
+def _adagrad(values: F32, square: F32, gradient: F32, scale: float, rate: float) -> None:
+    """AdaGrad (Duchi et al. 2011), an accumulator for each number; gradients are scaled by `scale`."""
+    by, s = np.float32(rate), np.float32(scale)
+    for i in range(len(values)):
+        g = gradient[i] * s
+        square[i] += g * g
+        values[i] -= by * g / (np.sqrt(square[i]) + np.float32(1e-8))
 
 
 def norm(gradient: F32) -> float:

@@ -255,6 +255,9 @@ class Optimizer(spec.Section, frozen=True):
     embedding_rate: Annotated[float, Meta(gt=0, description="learning rate of row-wise AdaGrad")] = 0.05
     embedding_accumulator: Annotated[float, Meta(ge=0, description="initial accumulator of row-wise AdaGrad")] = 1e-6
     dense_rate: Annotated[float, Meta(gt=0, description="learning rate of Adam")] = 0.001
+    wide_rate: Annotated[
+        float, Meta(gt=0, description='learning rate of AdaGrad on what `model.wide = "fm"` learns of numbers')
+    ] = 0.02
     beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's second moment")] = 0.999
     weight_decay: Annotated[float, Meta(ge=0, description="decay of dense parameters")] = 0.0
@@ -348,6 +351,7 @@ class Quality(spec.Section, frozen=True):
     river_rate: Annotated[float, Meta(gt=0, description="river logistic regression: rate of SGD")] = 0.01
     bias_rate: Annotated[float, Meta(gt=0, description="user and item bias: rate of SGD")] = 0.05
     fm_rate: Annotated[float, Meta(gt=0, description="factorisation machine at batch 32: rate of AdaGrad")] = 0.05
+    fm_live_rate: Annotated[float, Meta(gt=0, description="the same where it does not wait for blocks")] = 0.05
     fm_width: Annotated[int, Meta(ge=1, le=256, description="factorisation machine: numbers per factor")] = 16
     bias_tuning_rate: Annotated[float, Meta(gt=0, description="one bias per task on the shared model: rate of SGD")] = 0.05
 

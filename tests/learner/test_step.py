@@ -75,6 +75,25 @@ def test_adam_is_the_published_algorithm() -> None:
     assert values == pytest.approx(wanted, abs=1e-6)
 
 
+def test_what_a_factorisation_machine_learns_of_numbers_follows_adagrad_and_the_rest_adam() -> None:
+    settings = minibatches.settings(optimizer={"wide_rate": 0.3, "embedding_accumulator": 0.25, "max_gradient_norm": 1e9}).optimizer
+    shapes = {"a": (2,), "wide.first": (1,), "wide.numbers": (1, 2), "output.bias": (1,)}
+    found = optimizers.spans(shapes)
+    assert found == [(2, 5)]
+    both, adam = optimizers.Adam(6, settings, found), optimizers.Adam(6, settings)
+    values, others = np.arange(6, dtype=np.float32), np.arange(6, dtype=np.float32)
+    wanted, square = np.arange(2.0, 5.0), np.full(3, 0.25)
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        g = generator.standard_normal(6).astype(np.float32)
+        both.descend(values, g, optimizers.norm(g))
+        adam.descend(others, g, optimizers.norm(g))
+        square += g[2:5] ** 2
+        wanted -= 0.3 * g[2:5] / np.sqrt(square)
+    assert values[2:5] == pytest.approx(wanted, abs=1e-5)
+    assert np.array_equal(values[[0, 1, 5]], others[[0, 1, 5]])
+
+
 def test_a_row_is_scored_before_it_is_learned() -> None:
     settings = minibatches.settings()
     one, other = run(step.Trainer(settings), 0, 5), run(step.Trainer(settings), 0, 5)
