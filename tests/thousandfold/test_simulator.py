@@ -143,3 +143,32 @@ def test_taking_some_lists_keeps_their_rows_actions_and_repetitions() -> None:
 def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="<= 1"):
         msgspec.convert({"view_share": 1.5}, simulator.Settings)
+
+
+def test_visitors_of_a_contrary_scenario_like_what_the_others_do_not() -> None:
+    likes = simulator.Settings(
+        scenarios=(simulator.Scenario("a", 0.5), simulator.Scenario("b", 0.5, shared=-1.0)), users=50, items=40, user_spread=0,
+        taste_spread=0, scenario_spread=0, drift_spread=0, item_spread=2, position_bias=0,
+    )  # fmt: skip
+    _, found = take(likes, 3)
+    _, scenario, truth, _ = rows(found)
+    item = np.concatenate([b.item for b in found])
+    logit = np.log(truth / (1 - truth))
+    own = [np.array([logit[(scenario == s) & (item == i)].mean() for i in range(40)]) for s in (0, 1)]
+    assert np.corrcoef(*own)[0, 1] < -0.999
+
+
+def test_a_scenario_without_a_liking_of_its_own_clicks_like_another() -> None:
+    def truths(own: float) -> npt.NDArray[Any]:
+        scenarios = tuple(simulator.Scenario(name, 0.5, own=own) for name in "ab")
+        settings = msgspec.structs.replace(
+            QUIET, scenarios=scenarios, items=20, position_bias=0, scenario_spread=2.0, taste_spread=0
+        )
+        _, found = take(msgspec.structs.replace(settings, user_spread=0), 3)
+        _, scenario, truth, _ = rows(found)
+        item = np.concatenate([b.item for b in found])
+        return np.array([[truth[(scenario == s) & (item == i)].mean() for i in range(20)] for s in (0, 1)])
+
+    same, apart = truths(0.0), truths(1.0)
+    assert np.allclose(same[0], same[1], atol=1e-5)
+    assert np.abs(apart[0] - apart[1]).max() > 0.1
