@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models import base
-from state import columns, plan
+from state import columns, config, plan
 from state.columns import Columns
 
 I64 = npt.NDArray[np.int64]
@@ -34,6 +34,8 @@ class Layout(NamedTuple):
     ids: int
     numbers: int
     objectives: int
+    declared: tuple[config.Objective, ...] = ()
+    """What the labels mean; empty: all are binary and exist in every scenario."""
 
 
 class Refused(ValueError):
@@ -80,7 +82,7 @@ def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
 
     Raises:
         Refused: foreign or truncated bytes, another feature spec, a column of the wrong type or length, or values that no
-            model can use (an infinite number, a label outside [0, 1], a weight that is negative or not finite).
+            model can use (an infinite number, a label that its objective does not have, a weight that is negative or not finite).
     """
     try:
         head, packed = columns.unpack(value)
@@ -91,6 +93,7 @@ def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
         raise Refused(plan.SCHEMA, f"made by feature spec {found}, this learner's is {layout.spec}; replay the raw topics")
     _check_shapes(packed, layout)
     _check_values(packed)
+    _check_labels(packed, layout)
     try:
         names = {int(key): str(name) for key, name in head.get("scenarios", {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
@@ -129,11 +132,39 @@ def _check_values(packed: Columns) -> None:
     for name in ("x", "s_x"):
         if np.isinf(packed[name]).any():
             raise Refused(plan.MALFORMED, f"column `{name}` holds an infinite number")
-    for name in ("label", "s_label"):
-        if not ((packed[name] >= 0) & (packed[name] <= 1)).all():
-            raise Refused(plan.MALFORMED, f"column `{name}` holds a value outside [0, 1]")
     if not (np.isfinite(packed["weight"]) & (packed["weight"] >= 0)).all():
         raise Refused(plan.MALFORMED, "column `weight` holds a value that is negative or not finite")
+
+
+def _check_labels(packed: Columns, layout: Layout) -> None:
+    for name in ("label", "s_label"):
+        if not any(o.kind != "binary" or o.scenarios for o in layout.declared):
+            if not ((packed[name] >= 0) & (packed[name] <= 1)).all():
+                raise Refused(plan.MALFORMED, f"column `{name}` holds a value outside [0, 1]")
+            continue
+        for column, objective in zip(packed[name].T, layout.declared, strict=True):
+            problem = _problem(column, objective)
+            if problem:
+                raise Refused(plan.MALFORMED, f'column `{name}` of objective "{objective.name}" holds {problem}')
+    if (np.isnan(packed["label"]) & (packed["weight"] > 0)).any():
+        raise Refused(plan.MALFORMED, "column `weight` is above 0 where there is no label")
+
+
+def _problem(label: npt.NDArray[np.float32], objective: config.Objective) -> str:
+    """What labels (n,) are not those of their objective, in words, or an empty string."""
+    known = label[~np.isnan(label)]
+    kind, classes = objective.kind, objective.classes
+    if len(known) < len(label) and kind in {"binary", "ranking"} and not objective.scenarios:
+        return "NaN, and it exists in every scenario"
+    if not np.isfinite(known).all():
+        return "an infinite number"
+    if kind == "multiclass" and not ((known >= 0) & (known < classes) & (known == np.floor(known))).all():
+        return f"what is no class, 0 to {classes - 1}"
+    if kind == "binary" and not ((known >= 0) & (known <= 1)).all():
+        return "a value outside [0, 1]"
+    if (kind == "ranking" or objective.transform == "log1p") and (known < 0).any():
+        return "a negative value"
+    return ""
 
 
 def merge(decoded: Sequence[tuple[Columns, dict[int, str]]], layout: Layout) -> Lists:

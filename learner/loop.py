@@ -17,6 +17,7 @@ from learner import baseline, drift, episodes, publishing, reports, seen
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
+from models import losses
 from state import config, control, dead_letters, plan, snapshots, spec
 from state.snapshots import Manifest
 
@@ -77,7 +78,8 @@ def layout_of(settings: config.Config) -> episodes.Layout:
     """What this configuration's episodes look like."""
     features = settings.features
     fingerprint = spec.fingerprint(features, settings.action_kinds)
-    return episodes.Layout(fingerprint, spec.id_width(features), len(spec.number_names(features)), len(settings.objectives))
+    width, numbers = spec.id_width(features), len(spec.number_names(features))
+    return episodes.Layout(fingerprint, width, numbers, len(settings.objectives), settings.objectives)
 
 
 class Loop:
@@ -93,10 +95,11 @@ class Loop:
         objectives, learner = tuple(o.name for o in settings.objectives), settings.learner
         self.trainer = Trainer(settings)
         self.seen = seen.Seen(learner.dedup_rows)
-        self.figures = Prequential(objectives, settings.scenarios.known, settings.scenarios.max_shown, learner.window_rows)
-        self.baseline = (
-            baseline.Baseline(settings.features, len(objectives), learner.baseline_share) if learner.baseline == "river" else None
-        )
+        parts, shown = losses.plan(settings.objectives).parts, settings.scenarios
+        self.figures = Prequential(objectives, shown.known, shown.max_shown, learner.window_rows, parts=parts)
+        self._binary = {o: part.at for o, part in enumerate(parts) if part.kind == "binary"}
+        compared = learner.baseline == "river" and bool(self._binary)
+        self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
         self._drift = drift.Drift()
         self.offsets: dict[tuple[str, int], int] = {}
         self.step = self.sequence = self.trained_rows = 0
@@ -201,7 +204,7 @@ class Loop:
             self.trainer.set_meta(None if switch.scenario == control.EVERY else switch.scenario, switch.mode)
             log.info("meta-learning of %s is %s from step %d on", switch.scenario, switch.mode, self.step + 1)
         self._spent("plan")
-        scores = np.full((len(VARIANTS), *kept.columns["label"].shape), np.nan, np.float32)
+        scores = np.full((len(VARIANTS), kept.rows, self.trainer.model.objectives), np.nan, np.float32)
         for minibatch in steps:
             self._train(minibatch, scores, kept, usable)
         self._spent("step")
@@ -275,7 +278,9 @@ class Loop:
         c = lists.columns
         if self.baseline is not None:
             users = np.repeat(c["user"], c["n_items"])
-            scores[VARIANTS.index("river")] = self.baseline.update(users, c["ids"], c["x"], c["label"], c["weight"], stops=stops)
+            binary, outputs = list(self._binary), list(self._binary.values())
+            found = self.baseline.update(users, c["ids"], c["x"], c["label"][:, binary], c["weight"][:, binary], stops=stops)
+            scores[VARIANTS.index("river")][:, outputs] = found
             self._spent("baseline")
         losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
         names = map(self.figures.name_of, c["scenario"].tolist())

@@ -1,6 +1,6 @@
 """One forward and backward pass over a minibatch: by autograd for any model, natively where the model offers it.
 
-Both compute the same: probabilities of both towers, the joint loss and its gradients, with respect to the dense parameters and
+Both compute the same: predictions of both towers, the joint loss and its gradients, with respect to the dense parameters and
 to the gathered inputs.
 """
 
@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from models import adaptation, base, modes, supports, towers
+from models import adaptation, base, losses, modes, supports, towers
 from state import config
 
 I64 = npt.NDArray[np.int64]
@@ -56,8 +55,11 @@ class Engine(Protocol):
 class Autograd:
     """The reference: torch's autograd over the model's own trunk and the closed-form adaptation."""
 
-    def __init__(self, model: base.Model, settings: config.MetaLearning, flat: torch.Tensor, gradient: base.Gradient) -> None:
-        self.model, self.settings, self.gradient = model, settings, gradient
+    def __init__(
+        self, model: base.Model, settings: config.MetaLearning, flat: torch.Tensor, gradient: base.Gradient,
+        plan: losses.Plan = losses.BINARY,
+    ) -> None:  # fmt: skip
+        self.model, self.settings, self.gradient, self.plan = model, settings, gradient, plan
         self.parameters = base.views(flat.detach(), model.shapes)
         for name, view in self.parameters.items():
             view.requires_grad_().grad = gradient.views[name]
@@ -68,17 +70,18 @@ class Autograd:
         rows = len(work.label)
         every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
         inputs = every.x[:rows].requires_grad_(train)
-        label, weight = torch.from_numpy(work.label), torch.from_numpy(work.weight)
+        wanted = losses.targets(self.plan, *(torch.from_numpy(part) for part in (work.label, work.weight, work.n_items)))
         with torch.set_grad_enabled(train):
             meta = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
             plain = self.model.tower(self.fast, meta)
             adapted = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain)
-            loss = _cross_entropy(plain, label, weight)
+            loss = losses.loss(self.plan, wanted, plain)
             learns = np.repeat(work.codes == modes.ON, work.n_items)
             if self.settings.weight > 0 and learns.any():
                 mask = torch.from_numpy(learns.astype(np.float32)).unsqueeze(1)
-                loss = loss + self.settings.weight * _cross_entropy(adapted, label, weight * mask)
-        unadapted, fitted = torch.sigmoid(plain.detach()).numpy(), torch.sigmoid(adapted.detach()).numpy()
+                learned = wanted._replace(weight=wanted.weight * mask)
+                loss = loss + self.settings.weight * losses.loss(self.plan, learned, adapted)
+        unadapted, fitted = (losses.predictions(self.plan, logit.detach()).numpy() for logit in (plain, adapted))
         if not train:
             return Pass(unadapted, fitted, loss.item(), None)
         self.gradient.flat.zero_()
@@ -96,7 +99,7 @@ class Autograd:
             label = torch.from_numpy(work.s_label)[padded.support]
             change = adaptation.adapt(
                 self.fast, adaptation.pick(known, padded.support), label, padded.weight,
-                self.settings.inner_rate, self.settings.inner_steps,
+                self.settings.inner_rate, self.settings.inner_steps, self.plan,
             )  # fmt: skip
         logit = adaptation.logits(self.fast, change, adaptation.pick(meta, padded.query)).flatten(0, 1)[padded.back]
         return plain.index_copy(0, padded.rows, logit)
@@ -120,8 +123,3 @@ class Native:
             meta, self.trunk.tower, lists, work.label, work.weight, self.settings, unadapted, fitted, slopes
         )  # fmt: skip
         return Pass(unadapted, fitted, loss, self.trunk.backward(meta, saved, slopes, self.gradient) if train else None)
-
-
-def _cross_entropy(logit: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted, the mean over rows, summed over objectives."""
-    return functional.binary_cross_entropy_with_logits(logit, label, weight, reduction="sum") / max(len(logit), 1)

@@ -3,15 +3,21 @@
 AUC is counted in 1,000 buckets of the score (ties count half), weighted. GAUC is the mean of the users' AUCs, weighted by their
 rows, over the users of a scenario that have both labels; it is exact, over the last `window_rows` rows (recent) or the last
 1,000,000 rows (cumulative: exact until the stream is longer than that). A score that is not a number does not count.
+
+That is of binary objectives. A multiclass one has accuracy and logloss, a regression the root of its mean squared error and
+calibration. The scores of a ranking compare within a list only, so its GAUC is that of lists: over pairs with unlike labels,
+each weighted by their difference. Rows of weight 0, those without such a label, count nowhere.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from models import losses
 from state import ids
 from state.kernels import kernel
 
@@ -26,7 +32,12 @@ BUCKETS = 1000
 GAUC_ROWS = 1_000_000
 OTHER = "other"
 ALL = "(all)"
-LOGLOSS, PREDICTED, POSITIVE, WEIGHT, COUNT = range(5)
+LOSS, PREDICTED, POSITIVE, WEIGHT, COUNT = range(5)
+"""Sums: logloss, of a regression squared error; predictions, of a multiclass objective right ones; labels; weights; rows."""
+KINDS = ("binary", "multiclass", "regression", "ranking")
+BINARY, MULTICLASS, REGRESSION, RANKING = range(4)
+LOGARITHMIC, ADDITIVE = np.array([BINARY, MULTICLASS]), np.array([BINARY, REGRESSION])
+"""Kinds that have a logloss, and those whose predictions and labels have comparable sums."""
 _SUMS = 5
 _PAIR_SUMS = 5
 
@@ -43,10 +54,13 @@ class Quality(NamedTuple):
     gauc: float
     logloss: float
     calibration: float
+    accuracy: float = float("nan")
+    rmse: float = float("nan")
 
 
 class Gain(NamedTuple):
-    """What adaptation brings on the same rows: mean logloss unadapted less adapted, its standard error, and the same for AUC.
+    """What adaptation brings on the same rows: mean logloss (of a regression squared error, of a ranking nothing) unadapted less
+    adapted, its standard error, and the same for AUC.
 
     The error takes a list as the unit, since rows of one list share their user (ratio estimator; Cochran 1977, chapter 6).
     """
@@ -68,7 +82,7 @@ def _count(hist: F64, sums: F64, s: int, o: int, v: int, p: float, y: float, w: 
     loss = -(y * np.log(clipped) + (1.0 - y) * np.log(1.0 - clipped))
     hist[s, o, v, 1, bucket] += w * y
     hist[s, o, v, 0, bucket] += w * (1.0 - y)
-    sums[s, o, v, LOGLOSS] += w * loss
+    sums[s, o, v, LOSS] += w * loss
     sums[s, o, v, PREDICTED] += w * p
     sums[s, o, v, POSITIVE] += w * y
     sums[s, o, v, WEIGHT] += w
@@ -77,12 +91,37 @@ def _count(hist: F64, sums: F64, s: int, o: int, v: int, p: float, y: float, w: 
 
 
 @kernel
+def _count_other(sums: F64, s: int, o: int, v: int, kind: int, found: F32, y: float, w: float) -> float:
+    """The same for the outputs `found` of an objective that is not binary; a ranking has no loss of single rows."""
+    if w <= 0.0 or not np.all(np.isfinite(found)):
+        return np.nan
+    sums[s, o, v, WEIGHT] += w
+    sums[s, o, v, COUNT] += 1.0
+    if kind == 3:
+        return np.nan
+    if kind == 1:
+        loss = -np.log(min(max(np.float64(found[int(y)]), 1e-7), 1.0))
+        sums[s, o, v, PREDICTED] += w if np.argmax(found) == int(y) else 0.0
+    else:
+        loss = (np.float64(found[0]) - y) ** 2
+        sums[s, o, v, PREDICTED] += w * np.float64(found[0])
+    sums[s, o, v, LOSS] += w * loss
+    sums[s, o, v, POSITIVE] += w * y
+    return float(loss)
+
+
+@kernel
 def _update(
-    slots: I32, users: U64, n_items: npt.NDArray[Any], scores: F32, label: F32, weight: F32, hist: F64, sums: F64, pair: F64,
-    ring_slot: I32, ring_user: U64, ring_score: F32, ring_label: F32, ring_weight: F32, total: I64, losses: F64,
+    shape: I64, slots: I32, users: U64, n_items: npt.NDArray[Any], scores: F32, label: F32, weight: F32, hist: F64, sums: F64,
+    pair: F64, ring_slot: I32, ring_user: U64, ring_score: F32, ring_label: F32, ring_weight: F32, ring_list: I64, total: I64,
+    losses: F64,
 ) -> None:  # fmt: skip
-    """One pass over the rows: cumulative sums, the ring of rows, and each list's mean adapted logloss of its first objective."""
-    variants, objectives = scores.shape[0], scores.shape[2]
+    """One pass over the rows: cumulative sums, the ring of rows, and each list's mean adapted loss of its first objective.
+
+    `shape` (O, 3) has the kind, first output and number of outputs of each objective. A list's first objective is the first
+    that it has labels of.
+    """
+    variants, objectives, outputs = scores.shape[0], label.shape[1], scores.shape[2]
     row = 0
     difference, held = np.zeros(objectives), np.zeros(objectives)
     loss = np.zeros(variants)
@@ -90,20 +129,31 @@ def _update(
         s = slots[i]
         difference[:], held[:] = 0.0, 0.0
         losses[i], first = 0.0, 0.0
+        begin, lead = total[0], 0
+        while lead < objectives - 1 and np.all(np.isnan(label[row : row + n_items[i], lead])):
+            lead += 1
         for r in range(row, row + n_items[i]):
             at = total[0] % len(ring_slot)
             ring_slot[at], ring_user[at] = s, users[i]
+            if len(ring_list):
+                ring_list[at] = begin
+            for v in range(variants):
+                for c in range(outputs):
+                    ring_score[at, v, c] = scores[v, r, c]
             total[0] += 1
             for o in range(objectives):
                 y, w = label[r, o], weight[r, o]
                 ring_label[at, o], ring_weight[at, o] = y, w
+                kind, a = shape[o, 0], shape[o, 1]
                 for v in range(variants):
-                    ring_score[at, v, o] = scores[v, r, o]
-                    loss[v] = _count(hist, sums, s, o, v, np.float64(scores[v, r, o]), y, w)
+                    if kind == 0:
+                        loss[v] = _count(hist, sums, s, o, v, np.float64(scores[v, r, a]), y, w)
+                    else:
+                        loss[v] = _count_other(sums, s, o, v, kind, scores[v, r, a : a + shape[o, 2]], y, w)
                 if loss[0] == loss[0] and loss[1] == loss[1]:
                     difference[o] += w * (loss[1] - loss[0])
                     held[o] += w
-                if o == 0 and loss[0] == loss[0]:
+                if o == lead and loss[0] == loss[0]:
                     losses[i] += w * loss[0]
                     first += w
         row += n_items[i]
@@ -118,19 +168,25 @@ def _update(
 
 
 @kernel
-def _window(slots: I32, scores: F32, label: F32, weight: F32, hist: F64, sums: F64) -> None:
+def _window(shape: I64, slots: I32, scores: F32, label: F32, weight: F32, hist: F64, sums: F64) -> None:
     """The cumulative sums of `_update` over the rows of a window."""
     for r in range(len(slots)):
         s = slots[r]
         for o in range(label.shape[1]):
-            y, w = label[r, o], weight[r, o]
+            y, w, kind, a = label[r, o], weight[r, o], shape[o, 0], shape[o, 1]
             for v in range(scores.shape[1]):
-                _count(hist, sums, s, o, v, np.float64(scores[r, v, o]), y, w)
+                if kind == 0:
+                    _count(hist, sums, s, o, v, np.float64(scores[r, v, a]), y, w)
+                else:
+                    _count_other(sums, s, o, v, kind, scores[r, v, a : a + shape[o, 2]], y, w)
 
 
 @kernel
-def _grouped(order: I64, group: U64, slots: I32, scores: F32, label: F32, weight: F32, out: F64) -> None:
-    """Add to `out` (S, O, V, 2) the weighted sum of the groups' AUCs and its weight; `order` sorts the rows by group."""
+def _grouped(shape: I64, kind: int, order: I64, group: U64, slots: I32, scores: F32, label: F32, weight: F32, out: F64) -> None:
+    """Add to `out` (S, O, V, 2) the weighted sum of the groups' AUCs and its weight, for the objectives of one kind.
+
+    `order` sorts the rows by group.
+    """
     rows = len(order)
     start = 0
     while start < rows:
@@ -140,8 +196,14 @@ def _grouped(order: I64, group: U64, slots: I32, scores: F32, label: F32, weight
         members = order[start:stop]
         s = slots[members[0]]
         for o in range(label.shape[1]):
+            if shape[o, 0] != kind:
+                continue
             for v in range(scores.shape[1]):
-                value, mass = _group_auc(members, scores[:, v, o], label[:, o], weight[:, o])
+                found = scores[:, v, shape[o, 1]]
+                if kind == 0:
+                    value, mass = _group_auc(members, found, label[:, o], weight[:, o])
+                else:
+                    value, mass = _list_auc(members, found, label[:, o], weight[:, o])
                 if mass > 0.0:
                     out[s, o, v, 0] += value * mass
                     out[s, o, v, 1] += mass
@@ -178,6 +240,22 @@ def _group_auc(members: I64, scores: F32, label: F32, weight: F32) -> tuple[floa
     return won / (pluses * minuses), pluses + minuses
 
 
+@kernel
+def _list_auc(members: I64, scores: F32, label: F32, weight: F32) -> tuple[float, float]:
+    """(AUC over pairs with unlike labels, each weighted by their difference; weight of the rows), (0, 0) without such pairs."""
+    won = pairs = mass = 0.0
+    for r in members:
+        if not (scores[r] == scores[r] and weight[r] > 0.0):
+            continue
+        mass += weight[r]
+        for q in members:
+            if label[r] > label[q] and scores[q] == scores[q] and weight[q] > 0.0:
+                share = weight[r] * weight[q] * (label[r] - label[q])
+                pairs += share
+                won += share if scores[r] > scores[q] else share / 2.0 if scores[r] == scores[q] else 0.0
+    return (won / pairs, mass) if pairs > 0.0 else (0.0, 0.0)
+
+
 def auc(hist: F64) -> F64:
     """AUC of histograms (..., 2, buckets), label first; ties count half. NaN where a label is missing.
 
@@ -200,6 +278,8 @@ class _Rows:
     score: F32
     label: F32
     weight: F32
+    list: I64
+    """Which list a row is of; empty where no objective is a ranking."""
 
 
 class Prequential:
@@ -215,9 +295,14 @@ class Prequential:
     """
 
     def __init__(
-        self, objectives: tuple[str, ...], known: tuple[str, ...], max_shown: int, window_rows: int, gauc_rows: int = GAUC_ROWS
-    ) -> None:
+        self, objectives: tuple[str, ...], known: tuple[str, ...], max_shown: int, window_rows: int, gauc_rows: int = GAUC_ROWS,
+        parts: Sequence[losses.Part] = (),
+    ) -> None:  # fmt: skip
+        """`parts` say what kinds the objectives are of; without, all are binary."""
         self.objectives, self._max_shown, self._window_rows = objectives, max_shown, window_rows
+        shape = [(KINDS.index(p.kind), p.at, p.width) for p in parts] or [(BINARY, o, 1) for o in range(len(objectives))]
+        self._shape, self._outputs = np.array(shape, np.int64), shape[-1][1] + shape[-1][2]
+        self._ranks = RANKING in self._shape[:, 0]
         self._rows = self._ring(max(window_rows, gauc_rows))
         self._total = np.zeros(1, np.int64)
         self._slots: dict[int, int] = {}
@@ -232,9 +317,10 @@ class Prequential:
         return _Rows(
             np.zeros(capacity, np.int32),
             np.zeros(capacity, np.uint64),
-            np.zeros((capacity, variants, width), np.float32),
+            np.zeros((capacity, variants, self._outputs), np.float32),
             np.zeros((capacity, width), np.float32),
             np.zeros((capacity, width), np.float32),
+            np.zeros(capacity if self._ranks else 0, np.int64),
         )
 
     def _allocate(self, slots: int) -> None:
@@ -269,22 +355,22 @@ class Prequential:
     def update(
         self, scenario: U64, user: U64, n_items: npt.NDArray[Any], scores: F32, label: F32, weight: F32, names: dict[int, str]
     ) -> F64:
-        """Take in lists (L,) with their rows: scores (V, R, O) in the order of VARIANTS, NaN where a variant has none.
+        """Take in lists (L,) with their rows: scores (V, R, outputs) in the order of VARIANTS, NaN where a variant has none.
 
-        Returns each list's mean logloss (adapted, first objective), NaN for a list without one.
+        Returns each list's mean loss (adapted, the first objective that it has labels of), NaN for a list without one.
         """
         slots = np.array([self._slot(s, names) for s in scenario.tolist()], np.int32)
         losses = np.empty(len(slots))
         r = self._rows
         _update(
-            slots, user, n_items, scores, label, weight, self._hist, self._sums, self._pair,
-            r.slot, r.user, r.score, r.label, r.weight, self._total, losses,
+            self._shape, slots, user, n_items, scores, label, weight, self._hist, self._sums, self._pair,
+            r.slot, r.user, r.score, r.label, r.weight, r.list, self._total, losses,
         )  # fmt: skip
         return losses
 
     def rows_by_scenario(self) -> dict[str, int]:
-        """How many rows each shown scenario has had (those with a weight and a score of its first objective)."""
-        return dict(zip(self._names, self._sums[:, 0, :2, COUNT].max(-1).astype(int).tolist(), strict=True))
+        """How many rows each shown scenario has had (those with a weight and a score of the objective that has most)."""
+        return dict(zip(self._names, self._sums[:, :, :2, COUNT].max((1, 2)).astype(int).tolist(), strict=True))
 
     @property
     def total(self) -> int:
@@ -299,7 +385,7 @@ class Prequential:
         else:
             rows = self._last(self._window_rows)
             hist, sums = np.zeros_like(self._hist), np.zeros_like(self._sums)
-            _window(rows.slot, rows.score, rows.label, rows.weight, hist, sums)
+            _window(self._shape, rows.slot, rows.score, rows.label, rows.weight, hist, sums)
         groups = self._groups(rows) if gauc else np.zeros((*self._sums.shape[:3], 2))
         return self._qualities(window, _with_all(hist), _with_all(sums), _with_all(groups))
 
@@ -307,12 +393,17 @@ class Prequential:
         areas = auc(hist)
         with np.errstate(invalid="ignore", divide="ignore"):
             grouped = groups[..., 0] / groups[..., 1]
-            logloss = sums[..., LOGLOSS] / sums[..., WEIGHT]
-            calibration = np.where(sums[..., POSITIVE] > 0, sums[..., PREDICTED] / sums[..., POSITIVE], np.nan)
+            kind = self._shape[:, 0, None]
+            loss = sums[..., LOSS] / sums[..., WEIGHT]
+            logloss = np.where(np.isin(kind, LOGARITHMIC), loss, np.nan)
+            summed = np.isin(kind, ADDITIVE) & (sums[..., POSITIVE] != 0)
+            calibration = np.where(summed, sums[..., PREDICTED] / sums[..., POSITIVE], np.nan)
+            accuracy = np.where(kind == MULTICLASS, sums[..., PREDICTED] / sums[..., WEIGHT], np.nan)
+            rmse = np.where(kind == REGRESSION, np.sqrt(loss), np.nan)
         return [
             Quality(
                 name, objective, variant, window, int(sums[s, o, v, COUNT]), float(areas[s, o, v]), float(grouped[s, o, v]),
-                float(logloss[s, o, v]), float(calibration[s, o, v]),
+                float(logloss[s, o, v]), float(calibration[s, o, v]), float(accuracy[s, o, v]), float(rmse[s, o, v]),
             )
             for s, name in enumerate((*self._names, ALL))
             for o, objective in enumerate(self.objectives)
@@ -338,21 +429,28 @@ class Prequential:
         first = self.total - held
         if held == capacity or first % capacity + held <= capacity:
             part = slice(0, capacity) if held == capacity else slice(first % capacity, first % capacity + held)
-            return _Rows(*(getattr(self._rows, f.name)[part] for f in dataclasses.fields(_Rows)))
+            return _Rows(*(array[part] for array in self._columns().values()))
         places = np.arange(first, self.total) % capacity
-        return _Rows(*(getattr(self._rows, f.name)[places] for f in dataclasses.fields(_Rows)))
+        return _Rows(*(array[places] if len(array) else array for array in self._columns().values()))
 
     def _groups(self, rows: _Rows) -> F64:
         out = np.zeros((*self._sums.shape[:3], 2))
+        values = (rows.slot, rows.score, rows.label, rows.weight, out)
         group = ids.mix(rows.user, rows.slot.astype(np.uint64))
-        _grouped(np.argsort(group, kind="stable"), group, rows.slot, rows.score, rows.label, rows.weight, out)
+        _grouped(self._shape, BINARY, np.argsort(group, kind="stable"), group, *values)
+        if self._ranks:
+            group = rows.list.astype(np.uint64)
+            _grouped(self._shape, RANKING, np.argsort(group, kind="stable"), group, *values)
         return out
+
+    def _columns(self) -> dict[str, npt.NDArray[Any]]:
+        return {f.name: getattr(self._rows, f.name) for f in dataclasses.fields(_Rows)}
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state, as views where it is large."""
         held = min(self.total, len(self._rows.slot))
         names = msgspec.msgpack.encode((self._names, self._other, list(self._slots.items())))
-        rows = {f"row_{f.name}": getattr(self._rows, f.name)[:held] for f in dataclasses.fields(_Rows)}
+        rows = {f"row_{name}": array[:held] for name, array in self._columns().items() if len(array)}
         sums = {"hist": self._hist, "sums": self._sums, "pair": self._pair}
         return {**rows, **sums, "total": self._total, "names": np.frombuffer(names, np.uint8)}
 
@@ -366,6 +464,8 @@ class Prequential:
             raise ValueError(
                 f"the saved figures have {arrays['hist'].shape[1]} objectives, the configuration {len(self.objectives)}"
             )
+        if arrays["row_score"].shape[2] != self._outputs or ("row_list" in arrays) != self._ranks:
+            raise ValueError("the saved figures are of objectives of other kinds than the configuration's")
         names, other, slots = msgspec.msgpack.decode(arrays["names"].tobytes(), type=tuple[list[str], int, list[tuple[int, int]]])
         self._names, self._other, self._slots = names, other, dict(slots)
         self._hist, self._sums, self._pair = (arrays[name].copy() for name in ("hist", "sums", "pair"))
@@ -373,8 +473,9 @@ class Prequential:
         held = len(arrays["row_slot"])
         self._total[0] = total
         if held == min(total, capacity):
-            for field in dataclasses.fields(_Rows):
-                getattr(self._rows, field.name)[:held] = arrays[f"row_{field.name}"]
+            for name, array in self._columns().items():
+                if len(array):
+                    array[:held] = arrays[f"row_{name}"]
         else:
             self._rows.weight[:] = 0
 

@@ -15,6 +15,8 @@ _FIGURES = {
     "gauc": "AUC within each user, weighted by rows",
     "logloss": "Mean logloss",
     "calibration": "Sum of predictions over sum of labels",
+    "accuracy": "Share of rows whose likeliest class is theirs",
+    "rmse": "Root of the mean squared error of a regression",
 }
 
 

@@ -1,8 +1,8 @@
 """One step of the learner: score, then train on the same forward pass.
 
-loss = original + weight x meta loss. The original loss is the weighted binary cross-entropy of every row under the plain tower;
-the meta loss that of the same rows under the tower adapted to their list's support (each list is an adaptation task of its
-own). Both are means over the minibatch's rows, summed over objectives.
+loss = original + weight x meta loss. The original loss is the weighted loss of every row under the plain tower, by kind of
+objective (`models.losses`); the meta loss that of the same rows under the tower adapted to their list's support (each list is
+an adaptation task of its own). Both are means over the minibatch's rows that have an objective, summed over objectives.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from learner import optimizers, passes
-from models import base, embedding, modes, registry, scenario_slots, supports
+from models import base, embedding, losses, modes, registry, scenario_slots, supports
 from state import config
 
 I64 = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Scores(NamedTuple):
-    """What the model said before it learned: probabilities (R, O), the joint loss, and why no step was made, or ""."""
+    """What the model said before it learned: predictions (R, outputs), the joint loss, and why no step was made, or ""."""
 
     unadapted: F32
     adapted: F32
@@ -38,14 +38,15 @@ class Trainer:
     def __init__(self, settings: config.Config, native: bool = True) -> None:
         """Build the model with `learner.seed`; sets the process's torch threads to `learner.threads`.
 
-        `native` takes the model's hand-written pass where it has one; otherwise autograd does the same work, slower.
+        `native` takes the model's hand-written pass where it has one and all objectives are binary and of every scenario;
+        otherwise autograd does the same work, slower.
 
         Raises:
             config.ConfigError: the configuration names an unknown model or declares no category.
         """
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
-        self.model = registry.build(settings)
+        self.model, plan = registry.build(settings), losses.plan(settings.objectives)
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
@@ -54,9 +55,9 @@ class Trainer:
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.model.shapes)
         self.adam = optimizers.Adam(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
-        trunk = self.model.native(flat) if native else None
+        trunk = self.model.native(flat) if native and plan.plain else None
         self.engine: passes.Engine = (
-            passes.Autograd(self.model, settings.meta, flat, self.gradient)
+            passes.Autograd(self.model, settings.meta, flat, self.gradient, plan)
             if trunk is None
             else passes.Native(trunk, settings.meta, self.gradient)
         )

@@ -3,7 +3,8 @@
 A gradient step on a task's support rows changes the tower's hidden layer by a matrix of low rank, W_u = W + A'S with A the
 support rows' hidden inputs (fixed, as the trunk is not adapted) and S the sum of their errors over the inner steps. So a
 query's pre-activation is q W + (q A' + 1) S: one product shared by all tasks and two small ones. The output layer, a vector
-per objective, is adapted outright. The inner loss is the mean over a task's own rows, summed over objectives, so that tasks
+per objective, is adapted outright. The inner loss is that of the objective's kind (`models.losses`): the mean over those of a
+task's own rows that have the objective, summed over objectives, so that tasks
 merged into one batch get what each gets alone. A model without a tower has one of no width: only its bias is adapted.
 """
 
@@ -11,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from models import base
+from models import base, losses
 
 
 class Adapted(NamedTuple):
-    """What a support set does to the tower, for T tasks of at most K rows and O objectives; constants for autograd."""
+    """What a support set does to the tower, for T tasks of at most K rows and O outputs; constants for autograd."""
 
     hidden: torch.Tensor
     """A (T, K x O, H1)"""
@@ -28,9 +29,10 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    fast: base.Parameters, support: base.MetaInput, label: torch.Tensor, weight: torch.Tensor, rate: float, steps: int
-) -> Adapted:
-    """Run `steps` inner steps on padded supports: meta inputs (T, K, O, .), labels (T, K, O), weights (T, K).
+    fast: base.Parameters, support: base.MetaInput, label: torch.Tensor, weight: torch.Tensor, rate: float, steps: int,
+    plan: losses.Plan = losses.BINARY,
+) -> Adapted:  # fmt: skip
+    """Run `steps` inner steps on padded supports: meta inputs (T, K, O, .), labels (T, K, objectives), weights (T, K).
 
     A row's weight is 1 / (rows of its task), 0 for padding. Zero steps, a zero rate or no rows change nothing.
     """
@@ -41,7 +43,7 @@ def adapt(
         hidden = support.hidden.reshape(tasks, most * objectives, inputs)
         start = support.hidden @ fast["tower.weight"] + fast["tower.bias"] + support.shift
         start = start.reshape(tasks, most * objectives, width)
-        scale = weight.unsqueeze(-1) * -rate
+        wanted = losses.task_targets(plan, label, weight * -rate)
         error = torch.zeros_like(start)
         output = torch.zeros(tasks, *fast["output.weight"].shape)
         bias = torch.zeros(tasks, objectives)
@@ -52,7 +54,7 @@ def adapt(
             weights = (fast["output.weight"] + output).unsqueeze(1)
             active = torch.relu(z) * support.gate
             logit = (active * weights).sum(-1) + (fast["output.bias"] + bias).unsqueeze(1) + support.offset
-            slope = ((torch.sigmoid(logit) - label) * scale).unsqueeze(-1)
+            slope = losses.slope(plan, wanted, logit.flatten(0, 1)).view_as(logit).unsqueeze(-1)
             error = error + (slope * weights * support.gate * (z > 0)).view_as(error)
             output = output + (slope * active).sum(1)
             bias = bias + slope.squeeze(-1).sum(1)

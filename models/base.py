@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     x: F32
     """(R, D) raw numbers; NaN means absent."""
     label: F32
-    """(R, O)"""
+    """(R, O), NaN where a row has no such label (docs/architecture.md)."""
     weight: F32
     """(R, O) weight of a row's loss."""
     scenario: U64
@@ -65,6 +65,7 @@ class Geometry(NamedTuple):
     numbers: tuple[str, ...]
     width: int
     objectives: int
+    """Logit columns O, what a model gives a tower output each: one per objective, of a multiclass one as many as classes."""
     user: int
     """Position of the category that holds the user id, -1 if none is declared."""
     item: int
@@ -101,7 +102,7 @@ def geometry(settings: config.Config) -> Geometry:
         tuple(c.name for c in categories),
         spec.number_names(settings.features),
         settings.model.embedding_width,
-        len(settings.objectives),
+        sum(o.outputs for o in settings.objectives),
         find.get("user_id", -1),
         find.get("item_id", -1),
         find.get("scenario", -1),
@@ -163,6 +164,7 @@ class Model(Protocol):
 
     shapes: Shapes
     objectives: int
+    """Logit columns, as in `Geometry`."""
 
     def initial(self, seed: int) -> torch.Tensor:
         """The flat vector of initial parameters; the same seed gives the same bytes."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import adaptation, base, embedding, kernels, modes, moments, registry, scenario_slots, towers
+from models import adaptation, base, embedding, kernels, losses, modes, moments, registry, scenario_slots, towers
 from state import config
 
 U64 = npt.NDArray[np.uint64]
@@ -16,7 +16,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Scored(NamedTuple):
-    """Probabilities (n, O) of the plain and of the adapted tower, and how many support rows were adapted on."""
+    """Predictions (n, outputs) of the plain and of the adapted tower, and how many support rows were adapted on."""
 
     plain: F32
     adapted: F32
@@ -29,7 +29,8 @@ class Scorer:
     def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
         """Copy the arrays that `Trainer.serving_names` names.
 
-        `native` takes the model's hand-written pass where it has one; otherwise torch does the same work, slower.
+        `native` takes the model's hand-written pass where it has one and all objectives are binary and of every scenario;
+        otherwise torch does the same work, slower.
 
         Raises:
             ValueError: an array is missing or does not fit the configuration.
@@ -56,9 +57,9 @@ class Scorer:
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
         self._mean, self._scale = moments.standard(np.array(arrays["moments"]))
         flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
-        self._parameters = base.views(flat, self.model.shapes)
+        self._parameters, self._plan = base.views(flat, self.model.shapes), losses.plan(settings.objectives)
         self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
-        self._trunk = self.model.native(flat) if native else None
+        self._trunk = self.model.native(flat) if native and self._plan.plain else None
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self.modes = modes.Modes(settings.meta)
@@ -78,7 +79,7 @@ class Scorer:
             used = min(len(support.ids), meta.support_rows)
         inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)
         self._gather(ids, x, inputs[: len(ids)])
-        label = np.zeros((0, self._geometry.objectives), np.float32)
+        label = np.zeros((0, len(self.settings.objectives)), np.float32)
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
@@ -126,13 +127,14 @@ class Scorer:
         with torch.inference_mode():
             known = self.model.trunk(self._parameters, inputs)
             query = base.MetaInput(*(part[:rows] for part in known))
-            plain = torch.sigmoid(self.model.tower(self._fast, query)).numpy()
+            plain = losses.predictions(self._plan, self.model.tower(self._fast, query)).numpy()
             if not len(label):
                 return plain, plain
             own = base.MetaInput(*(part[rows:].unsqueeze(0) for part in known))
             weight = torch.full((1, len(label)), 1.0 / len(label))
             change = adaptation.adapt(
-                self._fast, own, torch.from_numpy(label).unsqueeze(0), weight, settings.inner_rate, settings.inner_steps
-            )
+                self._fast, own, torch.from_numpy(label).unsqueeze(0), weight, settings.inner_rate, settings.inner_steps,
+                self._plan,
+            )  # fmt: skip
             logit = adaptation.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
-            return plain, torch.sigmoid(logit[0]).numpy()
+            return plain, losses.predictions(self._plan, logit[0]).numpy()

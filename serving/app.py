@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models import scorer
+from models import losses, scorer
 from serving import disk_shelf, http_admin, http_public, redis_reads, requests, scoring, watching
 from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
 from state import config as configuration
-from state import redis_store, stores
+from state import ids, redis_store, stores
 
 log = logging.getLogger("serving")
 MAX_WAITING = 256
@@ -41,7 +41,8 @@ class Service:
         self.watcher = watching.Watcher(shelf, self.live, now_ms, self.metrics.refused.inc)
         self.reads = redis_reads.Reads(store, config.serving, self.metrics)
         self._scoring = scoring
-        self._objectives = [o.name for o in config.objectives]
+        self._objectives = dict(zip((o.name for o in config.objectives), losses.plan(config.objectives).parts, strict=True))
+        self._scenarios = {o.name: frozenset(map(ids.of, o.scenarios)) for o in config.objectives}
         self._switches: dict[str | int | None, http_admin.Mode] = {}
         self._waiting = 0
 
@@ -81,13 +82,21 @@ class Service:
             request_id=request.request_id,
             version=model.version,
             step=model.step,
-            scores={name: outcome.scores[:, self._objectives.index(name)].tolist() for name in chosen},
+            scores={name: self._answer(name, request.scenario, outcome.scores) for name in chosen},
             adapted=outcome.support_rows > 0,
             support_rows=outcome.support_rows,
             mode="adapted" if outcome.support_rows else "plain",
             degraded=None if reason == "adaptation_off" else reason,
             took_ms=0.0,
         )
+
+    def _answer(self, objective: str, scenario: str | int, scores: scoring.F32) -> requests.Answer:
+        """An objective's part of predictions (R, outputs)."""
+        part, known = self._objectives[objective], self._scenarios[objective]
+        if known and ids.of(scenario) not in known:
+            return None
+        own: list[Any] = (scores[:, part.at : part.at + part.width] if part.kind == "multiclass" else scores[:, part.at]).tolist()
+        return own
 
     async def readiness(self) -> http_public.Ready:
         """Which model answers, and the store's state, found out now.

@@ -13,7 +13,7 @@ REMEMBERED = 32
 
 
 class Scored(Protocol):
-    """Probabilities (R, O) without and with adaptation, and how many support rows were adapted on."""
+    """Predictions (R, outputs) without and with adaptation, and how many support rows were adapted on."""
 
     @property
     def plain(self) -> npt.NDArray[np.float32]:

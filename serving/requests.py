@@ -42,13 +42,18 @@ class Request(Protocol):
     objectives: list[str] | None
 
 
+Answer = list[float | list[float]] | None
+"""One objective's scores in the order of the candidates: a number each, of a multiclass one a probability per class; None where
+the scenario does not have the objective."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     """Scores per objective in the order of the candidates, and what produced them."""
 
     request_id: records.Id | None
     version: str
     step: int
-    scores: dict[str, list[float]]
+    scores: dict[str, Answer]
     adapted: bool
     support_rows: int
     mode: Literal["adapted", "plain"]

@@ -45,7 +45,7 @@ class Begun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Probabilities (R, O), the support rows that they are adapted to, and why there are none."""
+    """Predictions (R, outputs), the support rows that they are adapted to, and why there are none."""
 
     scores: F32
     support_rows: int

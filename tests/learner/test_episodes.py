@@ -132,3 +132,66 @@ def test_dropping_lists_and_cutting_keeps_every_row_with_its_list(wanted: list[b
         wanted_support = [lists.columns["s_ids"][support[i] : support[i + 1]] for i in mine]
         np.testing.assert_array_equal(m.batch.s_ids, np.concatenate(wanted_support))
         assert m.now_ms == max(lists.columns["ts"][i] for i in mine)
+
+
+KINDS = config.parse(
+    """
+[scenarios]
+known = ["even", "odd"]
+[[objectives]]
+name = "click"
+action = "click"
+scenarios = ["even"]
+[[objectives]]
+name = "power"
+action = "buy"
+kind = "multiclass"
+classes = 2
+[[objectives]]
+name = "time"
+action = "watch"
+kind = "regression"
+transform = "log1p"
+[[objectives]]
+name = "order"
+action = "click"
+kind = "ranking"
+[features]
+categories = [{ name = "user", source = "user_id" }, { name = "item", source = "item_id" }]
+[model]
+scenario_features = []
+personal_features = ["user", "item"]
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "problem"),
+    [
+        (0, np.nan, ""), (0, 2, r'"click" holds a value outside \[0, 1\]'), (1, np.nan, ""), (1, 2, "no class, 0 to 1"),
+        (1, 0.5, "no class"), (1, -1, "no class"), (2, 1e6, ""), (2, -1, "negative"), (2, np.inf, "infinite"), (2, np.nan, ""),
+        (3, 5, ""), (3, -1, "negative"), (3, np.nan, "NaN, and it exists in every scenario"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["label", "s_label"])
+def test_a_label_must_be_one_of_its_objective(name: str, objective: int, label: float, problem: str) -> None:
+    head, packed = columns.unpack(rehearsal.message(KINDS, 0, seed=1).value)
+    packed = {column: array.copy() for column, array in packed.items()}
+    packed[name][0, objective] = label
+    packed["weight"][np.isnan(packed["label"])] = 0
+    value = columns.pack(packed, spec=head["spec"], scenarios=head["scenarios"])
+    if not problem:
+        found, _ = episodes.decode(value, layout_of(KINDS))
+        np.testing.assert_array_equal(found[name], packed[name])
+        return
+    with pytest.raises(Refused, match=problem) as refused:
+        episodes.decode(value, layout_of(KINDS))
+    assert refused.value.reason == plan.MALFORMED
+
+
+def test_a_weight_without_a_label_is_refused() -> None:
+    head, packed = columns.unpack(rehearsal.message(KINDS, 0, seed=1).value)
+    packed["label"] = np.full_like(packed["label"], np.nan)
+    packed["label"][:, 3] = 0
+    with pytest.raises(Refused, match="above 0 where there is no label"):
+        episodes.decode(columns.pack(packed, spec=head["spec"], scenarios=head["scenarios"]), layout_of(KINDS))

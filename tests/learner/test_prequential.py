@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from learner import prequential
 from learner.prequential import ALL, OTHER, Prequential, Quality
+from models import losses
 from state import ids
+from state.config import Objective
 
 HOME, FEED = ids.of("home"), ids.of("feed")
 
@@ -88,7 +90,7 @@ def test_figures_are_those_of_the_definitions(seed: int) -> None:
             for v in range(3):
                 for o, objective in enumerate(("click", "like")):
                     q = found(report, name, v, objective)
-                    np.testing.assert_allclose(q[5:], expected(s, scenario, v, o, last_rows), rtol=1e-5)
+                    np.testing.assert_allclose(q[5:9], expected(s, scenario, v, o, last_rows), rtol=1e-5)
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 60), max_size=4))
@@ -111,7 +113,7 @@ def test_the_windows_ring_wraps_around() -> None:
     for first in range(0, 400, 7):
         feed_in(ours, s, first, min(first + 7, 400))
     q = found(ours.report("recent"), "home", 0)
-    np.testing.assert_allclose(q[5:], expected(s, HOME, 0, 0, 100), rtol=1e-5)
+    np.testing.assert_allclose(q[5:9], expected(s, HOME, 0, 0, 100), rtol=1e-5)
     np.testing.assert_allclose(found(ours.report(), "home", 0).gauc, expected(s, HOME, 0, 0, 130)[1], rtol=1e-5)
 
 
@@ -187,3 +189,87 @@ def test_a_state_with_another_window_keeps_the_cumulative_figures() -> None:
     other.load(ours.arrays())
     assert found(other.report(), "home", 0).auc == found(ours.report(), "home", 0).auc
     assert np.isnan(found(other.report("recent"), "home", 0).auc)
+
+
+KINDS = (
+    Objective(name="click", action="click", scenarios=("home",)),
+    Objective(name="power", action="buy", kind="multiclass", classes=3),
+    Objective(name="time", action="watch", kind="regression"),
+    Objective(name="order", action="click", kind="ranking", weights={"buy": 5.0}),
+)
+
+
+def of_kinds(lists: int, seed: int) -> Stream:
+    """Predictions (3, R, 6) and labels (R, 4), NaN where there is none."""
+    rng, base = np.random.default_rng(seed), stream(lists, seed)
+    rows = len(base.label)
+    power = rng.dirichlet(np.ones(3), (3, rows))
+    columns = [base.scores, power, rng.normal(3, 1, (3, rows, 1)), rng.integers(0, 9, (3, rows, 1)) / 9]
+    label = np.column_stack([base.label[:, 0], rng.integers(0, 3, rows), rng.normal(3, 1, rows), rng.choice([0, 0, 1, 5], rows)])
+    label[rng.random(label.shape) < 0.2] = np.nan
+    label[np.repeat(base.scenario == FEED, base.n_items), 0] = np.nan
+    weight = np.where(np.isnan(label), 0, rng.integers(0, 3, label.shape))
+    scores = np.concatenate(columns, 2).astype(np.float32)
+    return base._replace(scores=scores, label=label.astype(np.float32), weight=weight.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_kind_has_its_own_figures_over_the_rows_that_have_it(seed: int) -> None:
+    s = of_kinds(300, seed)
+    ours = figures(tuple(o.name for o in KINDS), parts=losses.plan(KINDS).parts)
+    feed_in(ours, s)
+    of_list = np.repeat(np.arange(len(s.user)), s.n_items)
+    where = np.repeat(s.scenario, s.n_items)
+    for window, last in (("cumulative", None), ("recent", 100)):
+        rows = np.arange(len(where))[slice(None if last is None else -last, None)]
+        rows = rows[where[rows] == FEED]
+        click, power, time, order = (found(ours.report(window), "feed", 1, o.name) for o in KINDS)
+        assert click.rows == 0
+        mine = rows[s.weight[rows, 1] > 0]
+        w, p, y = s.weight[mine, 1].astype(float), s.scores[1, mine, 1:4].astype(float), s.label[mine, 1].astype(int)
+        assert power.rows == len(mine)
+        assert power.accuracy == pytest.approx(np.average(p.argmax(1) == y, weights=w))
+        assert power.logloss == pytest.approx(np.average(-np.log(p[np.arange(len(y)), y]), weights=w), rel=1e-5)
+        mine = rows[s.weight[rows, 2] > 0]
+        w, p, y = s.weight[mine, 2].astype(float), s.scores[1, mine, 4].astype(float), s.label[mine, 2].astype(float)
+        assert time.rmse == pytest.approx(np.sqrt(np.average((p - y) ** 2, weights=w)), rel=1e-5)
+        assert time.calibration == pytest.approx((w * p).sum() / (w * y).sum(), rel=1e-5)
+        areas, masses = [], []
+        for i in np.unique(of_list[rows]):
+            own = rows[(of_list[rows] == i) & (s.weight[rows, 3] > 0)]
+            w, p, y = s.weight[own, 3].astype(float), s.scores[1, own, 5], s.label[own, 3].astype(float)
+            pairs = np.maximum(y[:, None] - y[None, :], 0) * np.outer(w, w)
+            if pairs.sum():
+                won = (p[:, None] > p[None, :]) + (p[:, None] == p[None, :]) / 2
+                areas.append((pairs * won).sum() / pairs.sum())
+                masses.append(w.sum())
+        assert order.gauc == pytest.approx(np.average(areas, weights=masses), rel=1e-5)
+        assert np.isnan([power.auc, power.gauc, power.calibration, power.rmse, time.logloss, time.auc, order.auc]).all()
+        assert np.isnan([order.logloss, order.calibration, order.accuracy, time.accuracy]).all()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40))
+def test_rows_without_an_objective_change_none_of_its_figures(seed: int, lists: int, more: int) -> None:
+    s, t = of_kinds(lists, seed), of_kinds(more, seed + 1)
+    without = t._replace(label=np.full_like(t.label, np.nan), weight=np.zeros_like(t.weight))
+    names, parts = tuple(o.name for o in KINDS), losses.plan(KINDS).parts
+    alone, beside = figures(names, parts=parts), figures(names, parts=parts)
+    feed_in(alone, s)
+    assert np.isnan(feed_in(beside, without)).all()
+    feed_in(beside, s)
+    np.testing.assert_array_equal([q[4:] for q in alone.report()], [q[4:] for q in beside.report()])
+
+
+def test_a_list_without_the_first_objective_has_the_loss_of_the_next_that_it_has() -> None:
+    s = of_kinds(1, 0)._replace(scenario=np.array([FEED], np.uint64), n_items=np.array([2], np.int32))
+    label, weight = np.array([[np.nan, np.nan, 3.0, 1.0]] * 2, np.float32), np.array([[0, 0, 1, 1]] * 2, np.float32)
+    scores = np.full((3, 2, 6), 0.5, np.float32)
+    scores[0, :, 4] = [1.0, 4.0]
+    ours = figures(tuple(o.name for o in KINDS), parts=losses.plan(KINDS).parts)
+    assert feed_in(ours, s._replace(label=label, weight=weight, scores=scores)).tolist() == [2.5]
+
+
+def test_figures_of_other_kinds_are_not_taken_over() -> None:
+    binary = figures(tuple(o.name for o in KINDS))
+    with pytest.raises(ValueError, match="other kinds"):
+        figures(tuple(o.name for o in KINDS), parts=losses.plan(KINDS).parts).load(binary.arrays())
