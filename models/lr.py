@@ -47,7 +47,7 @@ class LogisticRegression(parts.Network):
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """All of the logit but the bias; nothing enters a hidden layer."""
         g = self.geometry
-        first = inputs.x[:, g.dense :].sum(1, keepdim=True)
+        first = inputs.x[:, inputs.x.shape[1] - len(g.categories) :].sum(1, keepdim=True)
         further = inputs.x[:, : g.embedded].view(len(first), len(g.categories), g.width)[..., : self.objectives - 1].sum(1)
         numbers = inputs.x[:, g.embedded : g.dense] @ parameters["numbers.weight"]
         return base.without_hidden(torch.cat([first, further], 1) + numbers)

@@ -34,6 +34,7 @@ COMMANDS = {
     "data": Command("thousandfold.data.cli", "Fetch and verify data sets."),
     "produce": Command("thousandfold.produce_cli", "Send a data set or simulated traffic to the topics."),
     "replay": Command("thousandfold.replay", "Re-read a range of the raw topics into a fresh learner."),
+    "migrate": Command("thousandfold.migrate_cli", "Load a model of one scenario as its own expert in a cross-domain model."),
     "bench": Command("thousandfold.bench", "Measure speed, memory and quality."),
     "run": Command("thousandfold.run", "Run one process: streams, learner or serving."),
 }
