@@ -4,8 +4,8 @@ Each slot has all the layers of a network; those of several scenarios run side b
 wide part its scales (two numbers an objective); to compare with nothing shared at all, run the model on one scenario's rows.
 A scenario that owns nothing yet needs somebody to speak for it: a common network, which every scenario trains until its own
 takes over. Their outputs are mixed by what the scenario has earned, e = n / (n + `scenarios.prior_rows`), before the tower and
-in it, as (1 - e) common + e own, and all networks start from the same values, so that the hand-over is smooth. A scenario's output weights are the
-common ones times factors of its own, and what adaptation adds to the common tower it adds to the own one.
+in it, as (1 - e) common + e own, and all networks start from the same values, so that the hand-over is smooth. A scenario's
+output weights are the common ones times factors of its own, and what adaptation adds to the common tower it adds to the own one.
 """
 
 import torch
