@@ -1,6 +1,7 @@
 """What a model is: a trunk that turns gathered inputs into meta inputs, and a tower that turns those into logits.
 
-A gathered input row is `[C x E pooled embeddings | D standardised numbers | C first-order weights]` (see `Geometry`). The
+A gathered input row is `[C x E pooled embeddings | D standardised numbers | C first-order weights]` (see `Geometry`); for models
+that read behaviour sequences, before the weights, U x E embeddings of single places and U marks of which there are. The
 tower is a rectified, gated linear layer and an output per objective; its parameters are the fast ones, which are adapted per
 task in closed form (`models.adaptation`). Dense parameters are named views of one flat vector.
 """
@@ -20,6 +21,8 @@ U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 Shapes = dict[str, tuple[int, ...]]
 Parameters = Mapping[str, torch.Tensor]
+SEQUENTIAL = frozenset({"dupn"})
+"""Models that read the user's last actions one by one; the others read them pooled."""
 FAST = ("tower.weight", "tower.bias", "output.weight", "output.bias")
 
 
@@ -71,6 +74,10 @@ class Geometry(NamedTuple):
     item: int
     scenario: int
     """Position of the category that holds the scenario, -1 if none is declared."""
+    sequences: tuple[str, ...] = ()
+    """Categories of the user's last actions that the model reads one by one, beside their pooled embeddings."""
+    places: int = 0
+    """Id columns U of the sequences."""
 
     @property
     def embedded(self) -> int:
@@ -80,11 +87,11 @@ class Geometry(NamedTuple):
     @property
     def row(self) -> int:
         """Numbers of a gathered input row."""
-        return self.embedded + len(self.categories) + len(self.numbers)
+        return self.dense + self.places * (self.width + 1) + len(self.categories)
 
     @property
     def dense(self) -> int:
-        """Embeddings and numbers, what a network reads; the first-order weights start here."""
+        """Embeddings and numbers, what a network reads; after them come the places, then the first-order weights."""
         return self.embedded + len(self.numbers)
 
     def span(self, category: str) -> slice:
@@ -97,6 +104,7 @@ def geometry(settings: config.Config) -> Geometry:
     """The geometry that a configuration declares."""
     categories = settings.features.categories
     sources = [c.source for c in categories]
+    sequences = spec.sequences(settings.features) if settings.model.name in SEQUENTIAL else ()
     find = {s: i for i, s in reversed(list(enumerate(sources)))}
     return Geometry(
         tuple(c.name for c in categories),
@@ -106,6 +114,8 @@ def geometry(settings: config.Config) -> Geometry:
         find.get("user_id", -1),
         find.get("item_id", -1),
         find.get("scenario", -1),
+        tuple(c.name for c in sequences),
+        sum(c.max_values for c in sequences),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models import id_map, kernels, moments
+from models import base, id_map, kernels, moments
 from state import config, spec
 
 U64 = npt.NDArray[np.uint64]
@@ -23,23 +23,38 @@ SERVING = ("table", "map.keys", "map.values", "moments")
 
 
 class Columns(NamedTuple):
-    """Geometry of the id matrix for the kernels: start and width (C,) of each category, field (F,) of each column."""
+    """Geometry of the id matrix for the kernels: start and width (C,) of each category, field (F,) of each column.
+
+    `each` (U,): columns that are gathered one by one beside their pooled category. Categories that share have one field.
+    """
 
     starts: I64
     widths: I64
     field_of: I64
+    each: I64
 
     def of(self, category: int) -> int:
         """First id column of a category, -1 for none."""
         return int(self.starts[category]) if category >= 0 else -1
 
 
-def columns(features: spec.Features) -> Columns:
-    """The id columns that the feature spec declares."""
+def columns(settings: config.Config) -> Columns:
+    """The id columns that the feature spec declares, as the model reads them."""
+    features = settings.features
     declared = spec.id_columns(features)
     starts = np.array([c.start for c in declared], np.int64)
     widths = np.array([c.width for c in declared], np.int64)
-    return Columns(starts, widths, np.repeat(np.arange(len(declared)), widths).astype(np.int64))
+    names = [c.name for c in declared]
+    fields = np.array([names.index(c.share or c.name) for c in features.categories], np.int64)
+    single = [np.arange(c.start, c.start + c.width) for c in declared if c.name in base.geometry(settings).sequences]
+    return Columns(starts, widths, np.repeat(fields, widths), np.concatenate([np.zeros(0, np.int64), *single]))
+
+
+def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F32, out: F32) -> None:
+    """Input rows (n, row), see `base.Geometry`, for table rows (n, F) and raw numbers (n, D)."""
+    kernels.gather(table, rows, columns.starts, columns.widths, x, mean, scale, out)
+    if len(columns.each):
+        kernels.gather_each(table, rows, columns.each, len(columns.starts) * (table.shape[1] - 1) + x.shape[1], out)
 
 
 class Table:
@@ -51,7 +66,7 @@ class Table:
 
     def __init__(self, settings: config.Config) -> None:
         self._settings = settings
-        self.columns = columns(settings.features)
+        self.columns = columns(settings)
         embedding = settings.embedding
         self.map = id_map.IdMap(
             self.columns.field_of, embedding.capacity, embedding.admit_after, int(embedding.max_idle_s * 1000)
@@ -69,7 +84,7 @@ class Table:
     @property
     def row(self) -> int:
         """Numbers of a gathered input row."""
-        return len(self.columns.starts) * (self.width + 1) + len(self.mean)
+        return (len(self.columns.starts) + len(self.columns.each)) * (self.width + 1) + len(self.mean)
 
     def admit(self, ids: U64, now_ms: int) -> I32:
         """Rows (n, F) of sighted ids; ids new to the table get their first values."""
@@ -83,14 +98,14 @@ class Table:
 
     def gather(self, rows: I32, x: F32, out: F32) -> None:
         """Input rows (n, row) for table rows (n, F) and raw numbers (n, D)."""
-        kernels.gather(self.table, rows, self.columns.starts, self.columns.widths, x, self.mean, self.scale, out)
+        gather(self.table, rows, self.columns, x, self.mean, self.scale, out)
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""
         if len(self._touched) < rows.size:
             self._total, self._touched = np.zeros((rows.size, self.width + 1), np.float32), np.zeros(rows.size, np.int32)
         kernels.adagrad(
-            self.table, self.accumulator, rows, self.columns.starts, self.columns.widths, gradient,
+            self.table, self.accumulator, rows, self.columns.starts, self.columns.widths, self.columns.each, gradient,
             self._settings.optimizer.embedding_rate, self._mark, self._total, self._touched,
         )  # fmt: skip
 

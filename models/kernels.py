@@ -160,10 +160,9 @@ def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, sc
 
 @kernel
 def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
-    """Fill `[C x E mean-pooled embeddings | D standardised numbers | C first-order weights]`; absent values are zero."""
+    """Fill `[C x E mean-pooled embeddings | D standardised numbers | ... | C first-order weights]`; absent values are zero."""
     width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
-    numbers = categories * width
-    first = numbers + x.shape[1]
+    numbers, first = categories * width, out.shape[1] - categories
     for i in range(rows.shape[0]):
         for c in range(categories):
             at = c * width
@@ -196,12 +195,26 @@ def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, s
 
 
 @kernel
+def gather_each(table: F32, rows: I32, each: I64, at: int, out: F32) -> None:
+    """Fill, from column `at`, the embeddings of the id columns `each` one by one, and then 1 for each that is present, else 0."""
+    width = table.shape[1] - 1
+    present = at + len(each) * width
+    for i in range(rows.shape[0]):
+        for k in range(len(each)):
+            r = rows[i, each[k]]
+            for d in range(width):
+                out[i, at + k * width + d] = table[r, d] if r >= 0 else np.float32(0)
+            out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
+
+
+@kernel
 def adagrad(
     table: F32,
     accumulator: F32,
     rows: I32,
     starts: I64,
     widths: I64,
+    each: I64,
     gradient: F32,
     rate: float,
     mark: I32,
@@ -210,11 +223,13 @@ def adagrad(
 ) -> int:
     """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
 
-    The first-order weight has an accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows;
-    `mark` (zero on entry and exit) has a word per table row. Returns how many distinct rows were changed.
+    The id columns `each`, which were gathered one by one as well, also belong to a category. The first-order weight has an
+    accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows; `mark` (zero on entry and exit)
+    has a word per table row. Returns how many distinct rows were changed.
     """
     width, categories = table.shape[1] - 1, len(starts)
     first, n = gradient.shape[1] - categories, 0
+    at = first - len(each) * (width + 1)
     for i in range(rows.shape[0]):
         for c in range(categories):
             present = 0
@@ -236,6 +251,11 @@ def adagrad(
                 for d in range(width):
                     total[k, d] += gradient[i, c * width + d] * share
                 total[k, width] += gradient[i, first + c] * share
+        for e in range(len(each)):
+            r = rows[i, each[e]]
+            if r >= 0:
+                for d in range(width):
+                    total[mark[r] - 1, d] += gradient[i, at + e * width + d]
     step, tiny = np.float32(rate), np.float32(1e-8)
     for k in range(n):
         r = touched[k]

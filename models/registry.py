@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from models import base, fm, lr, mmoe, pepnet, ple, shared_bottom, single, trs
+from models import base, dupn, fm, lr, mmoe, pepnet, ple, shared_bottom, single, trs
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
+    "dupn": dupn.DUPN,
     "fm": fm.FactorisationMachine,
     "lr": lr.LogisticRegression,
     "mmoe": mmoe.MMoE,

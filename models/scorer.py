@@ -52,7 +52,7 @@ class Scorer:
                     f'snapshot array "{name}" is {arrays[name].shape}, the configuration needs {shape}; '
                     "use the configuration that the snapshot was trained with"
                 )
-        self._columns = embedding.columns(settings.features)
+        self._columns = embedding.columns(settings)
         self._salts = kernels.salts(len(self._columns.starts))[self._columns.field_of]
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
         self._mean, self._scale = moments.standard(np.array(arrays["moments"]))
@@ -92,9 +92,7 @@ class Scorer:
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
         rows, columns = np.empty(ids.shape, np.int32), self._columns
         kernels.find(np.array(ids, np.uint64), columns.field_of, self._salts, self._keys, self._values, rows)
-        kernels.gather(
-            self._table, rows, columns.starts, columns.widths, np.array(x, np.float32), self._mean, self._scale, out
-        )  # fmt: skip
+        embedding.gather(self._table, rows, columns, np.array(x, np.float32), self._mean, self._scale, out)
 
     def _natively(self, trunk: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
         """Probabilities of the rows before the last `len(label)`, which are the support."""

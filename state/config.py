@@ -212,6 +212,10 @@ class Model(spec.Section, frozen=True):
             "objectives, not for one objective or for objectives of one product"
         ),
     ] = False
+    sequence_hidden: Annotated[int, Meta(ge=1, le=1024, description="width of the state that reads the last actions (dupn)")] = 64
+    attention_hidden: Annotated[
+        int, Meta(ge=1, le=1024, description="width of the hidden layer that weighs the last actions (dupn)")
+    ] = 32
     wide: Annotated[
         Literal["off", "product", "fm"],
         Meta(

@@ -30,9 +30,18 @@ numbers = [{ name = "price", source = "item.price" }, { name = "year", source = 
 """
 
 
+SEQUENCES = """\
+  { name = "last_items", source = "recent.item", max_values = 4, share = "item" },
+  { name = "last_kinds", source = "recent.kind", max_values = 4 },
+  { name = "last_ages", source = "recent.age", max_values = 4 },
+]
+numbers"""
+
+
 def settings(objectives: int = 1, **sections: dict[str, Any]) -> config.Config:
     """The small configuration, with settings of sections replaced: `settings(meta={"inner_steps": 3})`."""
-    out = config.parse(TEXT)
+    reads_sequences = sections.get("model", {}).get("name") in base.SEQUENTIAL
+    out = config.parse(TEXT.replace("]\nnumbers", SEQUENCES) if reads_sequences else TEXT)
     if objectives > 1:
         kinds = tuple(config.Objective(name=f"o{i}", action=f"a{i}") for i in range(objectives))
         out = msgspec.structs.replace(out, objectives=kinds)
