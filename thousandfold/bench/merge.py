@@ -1,0 +1,139 @@
+"""What one merged model costs against a model for every scenario: parameters, rows, distinct keys, rows per second, memory (C5).
+
+The same lists are trained on twice: all of them in order of time by the merged model, and each scenario's by a model of its own
+with minibatches of as many rows, without adaptation. What scenarios have in common is held, and fetched, once by the merged one:
+a user who is seen in three scenarios is one row instead of three, and one key of a minibatch instead of one in each.
+"""
+
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+
+from learner import episodes
+from learner.step import Trainer
+from models import base
+from state import config as configuration
+from state.config import Config
+from thousandfold import specs
+from thousandfold.bench import protocol, quality, report
+from thousandfold.bench.models import protocols
+
+SAVED = 0.24
+"""What the talk saved on training two scenarios' models on CPUs until they had caught up."""
+
+
+class Step(NamedTuple):
+    """One minibatch and the event time it is trained at."""
+
+    batch: base.Batch
+    now_ms: int
+
+
+class Cost(NamedTuple):
+    """Of one model over its part of the log; costs of several models are added up."""
+
+    parameters: int
+    """Dense ones."""
+    embedding_rows: int
+    keys: float
+    """Distinct rows of the embedding table that a minibatch fetches, the mean."""
+    seconds: float
+    rows: int
+    state_bytes: int
+    """Everything that a snapshot holds."""
+
+
+def named(config: Config, model: str) -> Config:
+    """The configuration with another model, and without adaptation."""
+    off = msgspec.structs.replace(config.meta, mode="off", scenarios={})
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, name=model), meta=off)
+
+
+def minibatches(config: Config, inputs: protocol.Inputs) -> list[Step]:
+    """Minibatches of whole lists in order of time, without support."""
+    n_items, found = np.diff(inputs.start), []
+    for first, last in episodes.cut(n_items, config.learner.rows_per_step):
+        low, high = int(inputs.start[first]), int(inputs.start[last])
+        ids, x, label = inputs.ids[low:high], inputs.x[low:high], inputs.label[low:high]
+        none = np.zeros(last - first, np.int64)
+        batch = base.Batch(
+            ids, x, label, np.ones_like(label), inputs.scenario[first:last], n_items[first:last], none,
+            ids[:0], x[:0], label[:0],
+        )  # fmt: skip
+        found.append(Step(batch, int(inputs.ts[last - 1])))
+    return found
+
+
+def cost(config: Config, made: Sequence[Step], rounds: int) -> Cost:
+    """Train on all steps, `rounds` times after a first pass that fills the table and is not timed; the fastest pass counts."""
+    trainer, keys, seconds = Trainer(config), [], []
+    for step in made:
+        trainer.step(*step)
+        found = trainer.table.map.find(step.batch.ids)
+        keys.append(len(np.unique(found[found >= 0])))
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for step in made:
+            trainer.step(*step)
+        seconds.append(time.perf_counter() - began)
+    size = sum(array.nbytes for array in trainer.arrays().values())
+    rows = sum(len(step.batch.ids) for step in made)
+    return Cost(len(trainer.dense), trainer.table.map.admitted, float(np.mean(keys)), min(seconds), rows, size)
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """The sum of several models."""
+    return Cost(*(sum(part) for part in zip(*costs, strict=True)))
+
+
+def measure(config: Config, single: str, merged: str, inputs: protocol.Inputs, rounds: int) -> tuple[Cost, Cost]:
+    """The cost of the merged model, and the sum of those of single ones."""
+    whole = protocols.Plan("P", inputs, np.ones(inputs.rows, bool), len(inputs.ts), len(inputs.ts))
+    apart = (protocols.of_scenario(whole, s)[0].inputs for s in np.unique(inputs.scenario).tolist())
+    alone = [cost(named(config, single), minibatches(config, part), rounds) for part in apart]
+    return cost(named(config, merged), minibatches(config, inputs), rounds), total(alone)
+
+
+def rows_of(merged: Cost, alone: Cost) -> list[report.Row]:
+    """The figures of both, and the merged one's share of the others' sum."""
+    figures = [("parameters", "numbers"), ("embedding_rows", "rows"), ("keys", "keys a minibatch"), ("state_bytes", "bytes")]
+    found = []
+    for who, c in (("merged", merged), ("single", alone)):
+        for name, unit in figures:
+            found.append(report.row(f"merge/{who}/{name}", getattr(c, name), unit, better="lower"))
+        found.append(report.row(f"merge/{who}/rate", c.rows / c.seconds, "rows/s"))
+    for name, _ in figures:
+        found.append(
+            report.row(f"merge/share/{name}", getattr(merged, name) / getattr(alone, name), "merged / sum", better="lower")
+        )
+    seconds = merged.seconds / alone.seconds
+    return [*found, report.row("merge/share/seconds", seconds, "merged / sum", better="lower", target=1 - SAVED)]
+
+
+app = typer.Typer()
+
+
+@app.command("merge")
+def command(
+    data: Annotated[Literal["ml1m", "simulate"], typer.Option(help="ml1m (MovieLens-1M) or simulate")] = "ml1m",
+    spec: Annotated[pathlib.Path | None, typer.Option(help="another configuration for the same data")] = None,
+    limit: Annotated[int, typer.Option(min=2000, help="rows of the log")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="timed passes, the fastest counts")] = 3,
+    single: Annotated[str, typer.Option(help="model of each scenario alone")] = "shared_bottom",
+    merged: Annotated[str, typer.Option(help="model of all scenarios")] = "trs",
+    report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the rows to this JSON file")] = None,
+) -> None:
+    """What one merged model costs against a model for every scenario."""
+    console = Console()
+    config = configuration.load(spec or specs.path("ml1m"))
+    inputs = protocol.prepare(config, quality.open_log(config, data, None, limit, say=console.print), protocol.Lag())
+    rows = rows_of(*measure(config, single, merged, inputs, rounds))
+    console.print(report.table(rows, "one merged model against the sum of single ones"))
+    if report_file:
+        report.write(report_file, rows)
