@@ -1,4 +1,4 @@
-"""Adam over the flat vector of dense parameters, behind a guard on its gradient; embeddings have a rule of their own.
+"""Adam or AdaGrad over the flat vector of dense parameters, behind a guard on its gradient; embeddings have their own rule.
 
 The wide part's weights and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
 """
@@ -16,22 +16,22 @@ from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 SUMMED = ("wide.first", "wide.numbers")
-"""Parameters that follow AdaGrad."""
+"""Parameters that always follow AdaGrad."""
 
 
-class Adam:
-    """State of Adam for one flat float32 vector, updated in place; in the spans `summed` (from, to) AdaGrad instead.
+class Dense:
+    """State of `optimizer.dense` for one flat float32 vector, updated in place; in the spans `wide` (from, to) always AdaGrad.
 
     AdaGrad's sum of squares stands where Adam has its second moment.
     """
 
-    def __init__(self, size: int, settings: config.Optimizer, summed: Sequence[tuple[int, int]] = ()) -> None:
-        self.settings, self.summed = settings, summed
+    def __init__(self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = ()) -> None:
+        self.settings, self._wide = settings, wide
         self.mean, self.square = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self.step = np.zeros(1, np.int64)
-        bounds = [0, *(at for span in summed for at in span), size]
-        self._averaged = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
-        for a, z in summed:
+        bounds = [0, *(at for span in wide for at in span), size]
+        self._others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
+        for a, z in [*wide, *(self._others if settings.dense == "adagrad" else [])]:
             self.square[a:z] = settings.embedding_accumulator
 
     def descend(self, values: F32, gradient: F32, norm: float) -> None:
@@ -39,13 +39,16 @@ class Adam:
         s = self.settings
         self.step += 1
         scale, step = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0, int(self.step[0])
-        for a, z in self._averaged:
-            kernels.adam(
-                values[a:z], self.mean[a:z], self.square[a:z], gradient[a:z], scale, step, s.dense_rate, s.beta1, s.beta2,
-                s.weight_decay,
-            )  # fmt: skip
-        for a, z in self.summed:
-            _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.wide_rate)
+        for a, z in self._others:
+            if s.dense == "adagrad":
+                _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.dense_rate, s.weight_decay)
+            else:
+                kernels.adam(
+                    values[a:z], self.mean[a:z], self.square[a:z], gradient[a:z], scale, step, s.dense_rate, s.beta1, s.beta2,
+                    s.weight_decay,
+                )  # fmt: skip
+        for a, z in self._wide:
+            _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.wide_rate, 0.0)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Moments and step as views."""
@@ -66,13 +69,13 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
 
 
 @kernel
-def _adagrad(values: F32, square: F32, gradient: F32, scale: float, rate: float) -> None:
-    """AdaGrad (Duchi et al. 2011), an accumulator for each number; gradients are scaled by `scale`."""
-    by, s = np.float32(rate), np.float32(scale)
+def _adagrad(values: F32, square: F32, gradient: F32, scale: float, rate: float, decay: float) -> None:
+    """AdaGrad (Duchi et al. 2011), an accumulator for each number, with decoupled weight decay; `scale` is of gradients."""
+    by, s, keep = np.float32(rate), np.float32(scale), np.float32(1.0 - rate * decay)
     for i in range(len(values)):
         g = gradient[i] * s
         square[i] += g * g
-        values[i] -= by * g / (np.sqrt(square[i]) + np.float32(1e-8))
+        values[i] = values[i] * keep - by * g / (np.sqrt(square[i]) + np.float32(1e-8))
 
 
 def norm(gradient: F32) -> float:

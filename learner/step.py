@@ -54,7 +54,7 @@ class Trainer:
         flat = self.model.initial(settings.learner.seed)
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.model.shapes)
-        self.adam = optimizers.Adam(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
+        self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
         trunk = self.model.native(flat) if native and plan.plain else None
         self.engine: passes.Engine = (
             passes.Autograd(self.model, settings.meta, flat, self.gradient, plan)

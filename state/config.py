@@ -254,11 +254,17 @@ class MetaLearning(spec.Section, frozen=True):
 
 
 class Optimizer(spec.Section, frozen=True):
-    """AdaGrad for embeddings, Adam for dense parameters."""
+    """AdaGrad for embeddings, Adam or AdaGrad for dense parameters."""
 
     embedding_rate: Annotated[float, Meta(gt=0, description="learning rate of row-wise AdaGrad")] = 0.05
     embedding_accumulator: Annotated[float, Meta(ge=0, description="initial accumulator of row-wise AdaGrad")] = 1e-6
-    dense_rate: Annotated[float, Meta(gt=0, description="learning rate of Adam")] = 0.001
+    dense: Annotated[
+        Literal["adam", "adagrad"],
+        Meta(description="rule of the dense parameters; AdaGrad's steps shrink with time, from `embedding_accumulator`"),
+    ] = "adam"
+    dense_rate: Annotated[
+        float, Meta(gt=0, description="learning rate of `dense`; AdaGrad wants about 10 to 40 times Adam's")
+    ] = 0.001
     wide_rate: Annotated[
         float, Meta(gt=0, description='learning rate of AdaGrad on what `model.wide = "fm"` learns of numbers')
     ] = 0.02

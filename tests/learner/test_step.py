@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_no_parameter(poison: s
 
 def test_an_exploding_gradient_is_scaled_down_to_the_configured_norm() -> None:
     settings = minibatches.settings(optimizer={"max_gradient_norm": 0.5}).optimizer
-    calm, wild = optimizers.Adam(3, settings), optimizers.Adam(3, settings)
+    calm, wild = optimizers.Dense(3, settings), optimizers.Dense(3, settings)
     a, b = np.zeros(3, np.float32), np.zeros(3, np.float32)
     gradient = np.array([3, 0, 4], np.float32)
     wild.descend(a, gradient * 100, optimizers.norm(gradient * 100))
@@ -64,7 +64,7 @@ def test_an_exploding_gradient_is_scaled_down_to_the_configured_norm() -> None:
 
 def test_adam_is_the_published_algorithm() -> None:
     settings = minibatches.settings(optimizer={"weight_decay": 0.1}).optimizer
-    adam, values = optimizers.Adam(4, settings), np.array([1, -2, 3, 0.5], np.float32)
+    adam, values = optimizers.Dense(4, settings), np.array([1, -2, 3, 0.5], np.float32)
     wanted, mean, square = values.astype(np.float64), np.zeros(4), np.zeros(4)
     generator = np.random.default_rng(0)
     for t in range(1, 6):
@@ -76,11 +76,12 @@ def test_adam_is_the_published_algorithm() -> None:
 
 
 def test_what_a_factorisation_machine_learns_of_numbers_follows_adagrad_and_the_rest_adam() -> None:
-    settings = minibatches.settings(optimizer={"wide_rate": 0.3, "embedding_accumulator": 0.25, "max_gradient_norm": 1e9}).optimizer
+    chosen = {"wide_rate": 0.3, "embedding_accumulator": 0.25, "max_gradient_norm": 1e9}
+    settings = minibatches.settings(optimizer=chosen).optimizer
     shapes = {"a": (2,), "wide.first": (1,), "wide.numbers": (1, 2), "output.bias": (1,)}
     found = optimizers.spans(shapes)
     assert found == [(2, 5)]
-    both, adam = optimizers.Adam(6, settings, found), optimizers.Adam(6, settings)
+    both, adam = optimizers.Dense(6, settings, found), optimizers.Dense(6, settings)
     values, others = np.arange(6, dtype=np.float32), np.arange(6, dtype=np.float32)
     wanted, square = np.arange(2.0, 5.0), np.full(3, 0.25)
     generator = np.random.default_rng(0)
@@ -92,6 +93,20 @@ def test_what_a_factorisation_machine_learns_of_numbers_follows_adagrad_and_the_
         wanted -= 0.3 * g[2:5] / np.sqrt(square)
     assert values[2:5] == pytest.approx(wanted, abs=1e-5)
     assert np.array_equal(values[[0, 1, 5]], others[[0, 1, 5]])
+
+
+def test_dense_parameters_may_follow_adagrad_too_with_weight_decay() -> None:
+    chosen = {"dense": "adagrad", "dense_rate": 0.1, "wide_rate": 0.3, "weight_decay": 0.5, "max_gradient_norm": 1e9}
+    settings = minibatches.settings(optimizer=chosen).optimizer
+    rule, values = optimizers.Dense(3, settings, [(1, 2)]), np.array([1, -2, 3], np.float32)
+    wanted, square, rates = values.astype(np.float64), np.full(3, 1e-6), np.array([0.1, 0.3, 0.1])
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        g = generator.standard_normal(3).astype(np.float32)
+        rule.descend(values, g, optimizers.norm(g))
+        square += g.astype(np.float64) ** 2
+        wanted = wanted * [1 - 0.1 * 0.5, 1, 1 - 0.1 * 0.5] - rates * g / np.sqrt(square)
+    assert values == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_row_is_scored_before_it_is_learned() -> None:
