@@ -180,13 +180,19 @@ def test_every_model_learns_something_and_the_report_has_every_figure() -> None:
     assert rows["auc/pepnet"].target == 0.1
     assert rows["gauc/pepnet"].passed is False
     assert rows["auc/pepnet"].stderr is not None
+    for figure, suffix in itertools.product(("auc", "gauc"), ("", "/home")):
+        best = max(rows[f"{figure}/{m}{suffix}"].value or 0 for m in quality.PEERS)
+        row, live = rows[f"{figure}/pepnet{suffix}"], rows[f"{figure}/pepnet_live{suffix}"]
+        assert row.passed is ((row.value or 0) > best and (row.target is None or (row.value or 0) >= row.target))
+        assert live.passed is ((live.value or 0) > (rows[f"{figure}/fm32_live{suffix}"].value or 0))
+    assert rows["logloss/pepnet"].passed is None
     assert rows["auc/river"].stderr is None
     assert next(quality.tables(CONFIG, d, measured, "0")).row_count == 8
 
 
 def test_settings_are_chosen_from_the_first_fifth_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "GRIDS", {"optimizer.dense_rate": (0.001, 0.01)})
-    monkeypatch.setattr(quality, "BASELINE_GRIDS", {"quality.bias_rate": (0.01, 0.3)})
+    monkeypatch.setattr(quality, "GRIDS", {"optimizer.dense_rate": (0.001, 0.01), "model.wide": ("product", "fm")})
+    monkeypatch.setattr(quality, "BASELINE_GRIDS", {"quality.bias_rate": (0.01, 0.3), "quality.fm_live_rate": (0.01, 0.05)})
     d = inputs()
     scrambled = d.label.copy()
     part = d.head(round(0.2 * d.rows)).rows
@@ -194,8 +200,9 @@ def test_settings_are_chosen_from_the_first_fifth_only(monkeypatch: pytest.Monke
     said: list[str] = []
     chosen = quality.choose(CONFIG, d, said.append)
     assert chosen == quality.choose(CONFIG, d._replace(label=scrambled), lambda _: None)
-    assert set(chosen) == {"optimizer.dense_rate", "quality.bias_rate"}
-    assert len(said) == 4
+    assert set(chosen) == {"optimizer.dense_rate", "model.wide", "quality.bias_rate", "quality.fm_live_rate"}
+    assert f'model.wide = "{chosen["model.wide"]}"' in quality.written(chosen)
+    assert len(said) == 7
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def models(
         inputs = protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features"))
         if choose_settings:
             found = quality.choose(config, inputs, names=names or [config.model.name])
-            console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *(f"{k} = {v:g}" for k, v in found.items())]))
+            console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *quality.written(found)]))
             continue
         cuts = protocols.ML1M_CUTS_MS if data == "ml1m" and limit is None else None
         planned = protocols.plan(name, inputs, config.quality.burn_in, epochs, cuts)
