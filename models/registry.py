@@ -2,18 +2,24 @@
 
 from collections.abc import Callable
 
-from models import base, dupn, fm, lr, mmoe, pepnet, ple, shared_bottom, single, trs
+from models import adasparse, base, dupn, fm, hamur, lr, m2m, mmoe, pepnet, ple, sar_net, sass, shared_bottom, single, star, trs
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
+    "adasparse": adasparse.AdaSparse,
     "dupn": dupn.DUPN,
     "fm": fm.FactorisationMachine,
+    "hamur": hamur.Hamur,
     "lr": lr.LogisticRegression,
+    "m2m": m2m.M2M,
     "mmoe": mmoe.MMoE,
     "pepnet": pepnet.PEPNet,
     "ple": ple.PLE,
+    "sar_net": sar_net.SarNet,
+    "sass": sass.Sass,
     "shared_bottom": shared_bottom.SharedBottom,
     "single": single.Single,
+    "star": star.Star,
     "trs": trs.TRS,
 }
 

@@ -19,7 +19,7 @@ def drawn(name: str, objectives: int = 2, seed: int = 0, **model: Any) -> tuple[
         view.requires_grad_()
     slot = torch.arange(ROWS) % 4
     earned = torch.tensor([0.0, 0.3, 0.8, 1.0])[slot]
-    width = base.geometry(minibatches.settings(objectives)).row
+    width = network.geometry.row
     return network, parameters, base.Inputs(torch.randn(ROWS, width, generator=generator), slot, earned)
 
 
