@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import base, pepnet
-from tests import minibatches
+from tests import minibatches, networks
 
 
 def parts(**model: object) -> tuple[pepnet.PEPNet, dict[str, torch.Tensor], torch.Tensor]:
@@ -82,3 +82,25 @@ def test_the_wide_part_can_be_a_whole_factorisation_machine() -> None:
     expected = x[:, g.dense :].sum(1) + numbers @ parameters["wide.first"]
     expected += sum(((a * b).sum(1) for a, b in itertools.combinations(vectors, 2)), torch.zeros(5))
     assert torch.allclose(network.trunk(parameters, read(x)).offset[:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("epnet", "ppnet"), [(True, True), (True, False), (False, True), (False, False)])
+def test_it_equals_a_plain_loop_over_rows_and_objectives_with_and_without_either_gate(epnet: bool, ppnet: bool) -> None:
+    network, p, inputs = networks.drawn("pepnet", hidden=(12, 10, 8), wide="off", use_epnet=epnet, use_ppnet=ppnet)
+    found, g = networks.logits(network, p, inputs), network.geometry
+    for i in range(networks.ROWS):
+        embedded, numbers = inputs.x[i, : g.embedded], inputs.x[i, g.embedded : g.dense]
+        x = torch.cat([embedded, numbers])
+        if epnet:
+            hidden = torch.relu(x @ p["epnet.in.weight"] + p["epnet.in.bias"])
+            x = torch.cat([embedded * 2 * torch.sigmoid(hidden @ p["epnet.out.weight"] + p["epnet.out.bias"]), numbers])
+        for o in range(2):
+            h = x
+            for k, name in enumerate(("hidden0", "hidden1", "tower")):
+                h = torch.relu(h @ p[f"{name}.weight"] + p[f"{name}.bias"])
+                if ppnet:
+                    seen = torch.cat([x, embedded[g.span("user")], embedded[g.span("item")]])
+                    every = torch.relu(seen @ p["ppnet.in.weight"] + p["ppnet.in.bias"]).view(3, 2, -1)
+                    logit = every[k, o] @ p[f"ppnet.out{k}.weight"][o] + p[f"ppnet.out{k}.bias"].view(2, -1)[o]
+                    h = h * 2 * torch.sigmoid(logit)
+            assert torch.allclose(found[i, o], h @ p["output.weight"][o] + p["output.bias"][o], rtol=1e-3, atol=1e-2)
