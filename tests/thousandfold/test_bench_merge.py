@@ -1,5 +1,6 @@
 import pathlib
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -40,13 +41,20 @@ def lists(n: int = 60) -> protocol.Inputs:
 
 def test_what_scenarios_share_is_held_and_fetched_once() -> None:
     inputs = lists()
-    merged, alone = merge.measure(CONFIG, "shared_bottom", "shared_bottom", inputs, rounds=1)
+    settings = msgspec.structs.replace(CONFIG, model=msgspec.structs.replace(CONFIG.model, own_towers=False))
+    merged, alone = merge.measure(settings, "shared_bottom", "shared_bottom", inputs, rounds=1)
     assert merged.rows == alone.rows == inputs.rows
     assert merged.embedding_rows == 4 + 20 + 2
     assert alone.embedding_rows == 2 * (4 + 20 + 1)
     assert 2 * merged.parameters == alone.parameters
     assert merged.keys < alone.keys
     assert merged.state_bytes < alone.state_bytes
+
+
+def test_a_model_has_room_for_the_scenarios_that_it_serves() -> None:
+    settings = merge.named(CONFIG, "trs", 2)
+    assert (settings.scenarios.slots, settings.model.own_towers, settings.meta.mode) == (2, True, "off")
+    assert not merge.named(CONFIG, "shared_bottom", 1).model.own_towers
 
 
 def test_minibatches_hold_every_row_once_in_order() -> None:

@@ -49,10 +49,13 @@ class Cost(NamedTuple):
     """Everything that a snapshot holds."""
 
 
-def named(config: Config, model: str) -> Config:
-    """The configuration with another model, and without adaptation."""
+def named(config: Config, model: str, scenarios: int) -> Config:
+    """The configuration with another model, room for so many scenarios and no adaptation; a single one owns nothing more."""
+    slots = msgspec.structs.replace(config.scenarios, slots=scenarios)
+    own = config.model.own_towers and scenarios > 1
+    network = msgspec.structs.replace(config.model, name=model, own_towers=own)
     off = msgspec.structs.replace(config.meta, mode="off", scenarios={})
-    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, name=model), meta=off)
+    return msgspec.structs.replace(config, model=network, meta=off, scenarios=slots)
 
 
 def minibatches(config: Config, inputs: protocol.Inputs) -> list[Step]:
@@ -95,9 +98,10 @@ def total(costs: Sequence[Cost]) -> Cost:
 def measure(config: Config, single: str, merged: str, inputs: protocol.Inputs, rounds: int) -> tuple[Cost, Cost]:
     """The cost of the merged model, and the sum of those of single ones."""
     whole = protocols.Plan("P", inputs, np.ones(inputs.rows, bool), len(inputs.ts), len(inputs.ts))
-    apart = (protocols.of_scenario(whole, s)[0].inputs for s in np.unique(inputs.scenario).tolist())
-    alone = [cost(named(config, single), minibatches(config, part), rounds) for part in apart]
-    return cost(named(config, merged), minibatches(config, inputs), rounds), total(alone)
+    scenarios = np.unique(inputs.scenario).tolist()
+    apart = (protocols.of_scenario(whole, s)[0].inputs for s in scenarios)
+    alone = [cost(named(config, single, 1), minibatches(config, part), rounds) for part in apart]
+    return cost(named(config, merged, len(scenarios)), minibatches(config, inputs), rounds), total(alone)
 
 
 def rows_of(merged: Cost, alone: Cost) -> list[report.Row]:
