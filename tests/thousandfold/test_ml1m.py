@@ -40,6 +40,16 @@ def test_a_rating_above_three_is_a_click_on_its_own_row() -> None:
     assert block.a_item.tolist() == [2, 1, 3]
 
 
+def test_a_rating_of_five_is_also_a_second_kind_of_action_where_it_is_asked_for() -> None:
+    block, plain = ml1m.block(RATINGS, loved=True), ml1m.block(RATINGS)
+    assert ml1m.world(RATINGS, loved=True).kinds == ("click", "love")
+    assert blocks.labels(block, 0).tolist() == blocks.labels(plain, 0).tolist()
+    assert blocks.labels(block, 1).tolist() == [0, 0, 1, 0, 0, 0]
+    assert (block.a_kind.tolist(), block.a_item.tolist()) == ([0, 0, 0, 1], [2, 1, 3, 2])
+    assert ml1m.world(RATINGS).kinds == ("click",)
+    assert not plain.a_kind.any()
+
+
 def test_the_scenario_is_the_age_of_the_user() -> None:
     ages = np.array([1, 18, 25, 35, 45, 50, 56], np.int32)
     ratings = RATINGS._replace(user=np.arange(7, dtype=np.int32), at_s=np.arange(7), age=ages, item=np.zeros(7, np.int32))

@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
     Lists (L,): `request`, `user`, `scenario`, `task` u8, `ts` i8, `start` (L + 1,), and `known`: how many lists, from the
     first, have labels that are known when this list is shown. Rows: `item`, `group` (R,), `ids` (R, F), `x` (R, D),
-    `label` (R, O). `scenarios` names by hash; `lag` as it was asked for.
+    `label` (R, O), NaN where there is none. `scenarios` names by hash; `lag` as it was asked for.
     """
 
     request: U64
@@ -71,8 +71,8 @@ class Inputs(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Probabilities (R, O) of the model as served, with adaptation, and without, by whole blocks; and `live`, adapted, of the
-    training forward itself, which knows all minibatches before its own: how the running learner measures itself. With a lag,
+    """Predictions (R, outputs) of the model as served, with adaptation, and without, by whole blocks; and `live`, adapted, of
+    the training forward itself, which knows all minibatches before its own: how the running learner measures itself. With a lag,
     `live` is NaN, since rows are trained on later than they are shown.
     """
 
@@ -234,7 +234,7 @@ def _block(inputs: Inputs, known: Supports, first: int, last: int) -> _Block:
     low, high = int(inputs.start[first]), int(inputs.start[last])
     label = inputs.label[low:high]
     batch = base.Batch(
-        inputs.ids[low:high], inputs.x[low:high], label, np.ones_like(label), inputs.scenario[first:last],
+        inputs.ids[low:high], inputs.x[low:high], label, np.isfinite(label).astype(np.float32), inputs.scenario[first:last],
         np.diff(inputs.start[first : last + 1]), n_support,
         np.ascontiguousarray(s["ids"]), np.ascontiguousarray(s["x"]), np.ascontiguousarray(s["label"]),
     )  # fmt: skip
@@ -274,7 +274,8 @@ def run(
     until = len(inputs.ts) if until is None else until
     inputs = frozen(inputs, until)
     trainer, known = trainer or step.Trainer(config), Supports(config, inputs)
-    out = Scores(*(np.full_like(inputs.label, np.nan) for _ in Scores._fields))
+    outputs = trainer.model.objectives
+    out = Scores(*(np.full((inputs.rows, outputs), np.nan, np.float32) for _ in Scores._fields))
     waiting: list[_Block] = []
     for first, last in episodes.cut(np.diff(inputs.start), config.quality.block_rows):
         block = _block(inputs, known, first, last)

@@ -194,8 +194,11 @@ def _write(path: pathlib.Path, body: bytes) -> None:
     temporary.replace(path)
 
 
-def world(ratings: Ratings) -> blocks.World:
-    """Users with gender, age, occupation and zip3; items with genre, genres, genre_set, year and half_decade."""
+def world(ratings: Ratings, *, loved: bool = False) -> blocks.World:
+    """Users with gender, age, occupation and zip3; items with genre, genres, genre_set, year and half_decade.
+
+    `loved` as in `block`.
+    """
     genres: list[list[blocks.Scalar]] = [list(text.split(" ")) for text in ratings.genres.tolist()]
     return blocks.World(
         "ml1m",
@@ -219,22 +222,31 @@ def world(ratings: Ratings) -> blocks.World:
             },
         ),
         SCENARIOS,
-        ("click",),
+        ("click", "love") if loved else ("click",),
     )
 
 
-def block(ratings: Ratings, delay: blocks.Delay = blocks.Delay(), seed: int = 0) -> blocks.Block:  # noqa: B008  (immutable)
+def block(
+    ratings: Ratings,
+    delay: blocks.Delay = blocks.Delay(),
+    seed: int = 0,
+    *,
+    loved: bool = False,  # noqa: B008  (immutable)
+) -> blocks.Block:
     """All 471,163 lists: a user's ratings of one second, in the order of the file; a rating above 3 is a click.
 
-    Lists stand in order of time, then user. The scenario is the user's age: below 25, 25 to 34, 35 and older.
+    Lists stand in order of time, then user. The scenario is the user's age: below 25, 25 to 34, 35 and older. With `loved` a
+    rating of 5 is a second kind of action, love.
     """
     order = np.lexsort((np.arange(len(ratings.user)), ratings.user, ratings.at_s))
     user, at_s = ratings.user[order], ratings.at_s[order]
     first = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (at_s[1:] != at_s[:-1])])
     start = np.r_[first, len(user)].astype(np.int64)
-    clicked = np.flatnonzero(ratings.rating[order] > 3)
+    rating = ratings.rating[order]
+    clicked = np.flatnonzero(rating > 3)
+    acted = np.r_[clicked, np.flatnonzero(rating == 5)] if loved else clicked
     group = np.searchsorted(np.array([25, 35]), ratings.age, side="right").astype(np.int16)
-    n, clicks, item = len(first), len(clicked), ratings.item[order]
+    n, actions, item = len(first), len(acted), ratings.item[order]
     none = np.zeros((0, 2), np.int64)
     return blocks.Block(
         first=0,
@@ -245,11 +257,11 @@ def block(ratings: Ratings, delay: blocks.Delay = blocks.Delay(), seed: int = 0)
         start=start,
         item=item,
         truth=np.full(len(user), np.nan, np.float32),
-        a_list=np.searchsorted(start, clicked, side="right") - 1,
-        a_item=item[clicked],
-        a_kind=np.zeros(clicks, np.int16),
-        a_delay_ms=delay.draw(np.random.default_rng(seed), clicks),
-        a_held_ms=np.zeros(clicks, np.int64),
+        a_list=np.searchsorted(start, acted, side="right") - 1,
+        a_item=item[acted],
+        a_kind=(np.arange(actions) >= len(clicked)).astype(np.int16),
+        a_delay_ms=delay.draw(np.random.default_rng(seed), actions),
+        a_held_ms=np.zeros(actions, np.int64),
         again=none,
         a_again=none,
     )
