@@ -131,16 +131,30 @@ def test_labels_of_validation_and_test_teach_nothing_and_those_of_training_do(na
     assert not np.array_equal(first, predict(name, flipped(plan, ~rows))[plan.counted])
 
 
+def after_epochs(rate: float, epochs: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
+    """What counts, what the network as it stands in the end says of it, and how well that one validates."""
+    plan = planned("R", epochs=epochs)
+    config = protocols.settings_of(quality.override(CONFIG, "optimizer.dense_rate", rate), "R")
+    trainer = step.Trainer(config)
+    kept = protocols.run(config, plan, trainer)
+    held = slice(plan.until, plan.valid)
+    score = protocols._score(trainer, plan.inputs, held)
+    label = plan.inputs.label[held]
+    logloss = float(-np.mean(np.where(label > 0, np.log(score), np.log1p(-score))))
+    return kept[plan.counted], protocols._score(trainer, plan.inputs, slice(plan.valid, plan.inputs.rows)), logloss
+
+
 def test_a_random_split_keeps_the_epoch_that_validates_best() -> None:
-    few, more = planned("R", epochs=1), planned("R", epochs=4)
-    config = protocols.settings_of(quality.override(CONFIG, "optimizer.dense_rate", 0.3), "R")
-    one, other = (protocols.run(config, p, step.Trainer(config))[p.counted] for p in (few, more))
-    held = slice(more.until, more.valid)
-    assert np.isnan(protocols.run(config, more, step.Trainer(config))[held]).all()
-    assert one.shape == other.shape
-    calm = protocols.settings_of(CONFIG, "R")
-    longer = [protocols.run(calm, p, step.Trainer(calm))[p.counted] for p in (few, more)]
-    assert not np.array_equal(*longer)
+    once, _, first = after_epochs(0.0005, 1)
+    twice, last, second = after_epochs(0.0005, 2)
+    assert second < first
+    assert np.array_equal(twice, last)
+    assert not np.array_equal(twice, once)
+    once, _, first = after_epochs(0.3, 1)
+    twice, last, second = after_epochs(0.3, 2)
+    assert second > first
+    assert np.array_equal(twice, once)
+    assert not np.array_equal(twice, last)
 
 
 def test_cut_and_random_protocols_read_no_counters() -> None:
@@ -245,7 +259,7 @@ def test_seeds_that_disagree_widen_the_error() -> None:
     alone = seesaw.difference(seesaw.area(label, [one, one], user, weight), still)
     mixed = seesaw.difference(seesaw.area(label, [one, other], user, weight), still)
     assert mixed.value == pytest.approx(alone.value / 2)
-    spread = np.var([np.mean(still.runs) + alone.value, still.runs[0]], ddof=1) / 2
+    spread = float(np.var(np.array([still.runs[0] + alone.value, still.runs[0]]), ddof=1)) / 2
     assert mixed.stderr**2 >= spread
 
 
@@ -329,6 +343,34 @@ def test_a_scenario_with_one_class_has_no_areas_and_is_named() -> None:
     assert rows["P/auc/pepnet/small/click"].value is not None
     assert "P/over_alone/pepnet/small/save" not in rows
     assert (rows["P/notices"].value or 0) >= 1
+
+
+def test_an_objective_that_a_scenario_does_not_have_is_neither_learned_nor_judged_there() -> None:
+    config = configuration.parse(SPEC.replace('action = "save"', 'action = "save"\nscenarios = ["home"]'))
+    raw = inputs()
+    own = protocols.masked(config, raw)
+    small = np.repeat(raw.scenario, np.diff(raw.start)) == ids.of("small")
+    assert np.isnan(own.label[small, 1]).all()
+    assert np.isfinite(own.label[~small]).all()
+    other = raw.label.copy()
+    other[small, 1] = 1 - other[small, 1]
+    found = []
+    for d in (own, protocols.masked(config, raw._replace(label=other))):
+        plan = protocols.plan("P", d, 0.1)
+        found.append(command.study(config, plan, zoo.chosen(config, ["pepnet"]), zoo.Bench(plan, [0]), 20))
+    for name in ("pepnet", "alone", "fm32", "bias"):
+        one, two = (s.results[name].predictions[0] for s in found)
+        assert np.array_equal(one, two, equal_nan=True)
+        assert np.isnan(found[0].mean("auc", studies.Key(name, "small", 1)))
+        assert found[0].mean("auc", studies.Key(name, "home", 1)) > 0.4
+    assert found[0].figures[studies.Key("pepnet", "small", 1)][0].rows == 0
+    assert not any("small" in notice and "save" in notice for notice in found[0].notices)
+
+
+def test_an_objective_of_another_kind_is_refused() -> None:
+    config = configuration.parse(SPEC.replace('action = "save"', 'action = "save"\nkind = "ranking"'))
+    with pytest.raises(logs.LogError, match='objective "save" is a ranking; bench models measures binary objectives only'):
+        protocols.settings_of(config, "P")
 
 
 def test_a_model_that_diverges_is_named_and_the_others_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:

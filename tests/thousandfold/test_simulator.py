@@ -154,8 +154,8 @@ def test_visitors_of_a_contrary_scenario_like_what_the_others_do_not() -> None:
     _, scenario, truth, _ = rows(found)
     item = np.concatenate([b.item for b in found])
     logit = np.log(truth / (1 - truth))
-    own = [np.array([logit[(scenario == s) & (item == i)].mean() for i in range(40)]) for s in (0, 1)]
-    assert np.corrcoef(*own)[0, 1] < -0.999
+    own = np.array([[logit[(scenario == s) & (item == i)].mean() for i in range(40)] for s in (0, 1)])
+    assert np.corrcoef(own)[0, 1] < -0.999
 
 
 def test_a_scenario_without_a_liking_of_its_own_clicks_like_another() -> None:

@@ -109,8 +109,12 @@ def models(
         config = configured(data, spec, name)
         entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
         log = open_log(config, data, actions, limit)
-        inputs = protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features"))
+        inputs = protocols.masked(config, protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features")))
         if choose_settings:
+            if config.objectives[0].scenarios:
+                raise logs.LogError(
+                    "--choose judges by the first objective, which must exist in every scenario; name another first"
+                )
             found = quality.choose(config, inputs, names=names or [config.model.name])
             console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *quality.written(found)]))
             continue

@@ -73,6 +73,7 @@ def over_time(study: studies.Study, objective: int = 0) -> bytes:
             points = []
             for low, high in itertools.pairwise(bounds.tolist()):
                 rows = low + np.flatnonzero(chosen[low:high] & study.plan.counted[low:high])
+                rows = rows[np.isfinite(inputs.label[rows, objective])]
                 enough = len(rows) >= LEAST_ROWS
                 points.append(figures.auc(inputs.label[rows, objective], score[rows]) if enough else np.nan)
             dashed = "--" if name in {*zoo.BASELINES, zoo.ALONE} else "-"

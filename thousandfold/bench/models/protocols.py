@@ -14,8 +14,8 @@ import numpy.typing as npt
 from learner import step
 from models import base
 from state import config as configuration
-from state import spec
-from thousandfold.bench import figures, logs, protocol
+from state import ids, spec
+from thousandfold.bench import logs, protocol
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -59,12 +59,27 @@ def settings_of(config: configuration.Config, name: str) -> configuration.Config
     """
     if name not in PROTOCOLS:
         raise logs.LogError(f"--protocol {name!r}: there are {', '.join(PROTOCOLS)}")
+    for objective in config.objectives:
+        if objective.kind != "binary":
+            raise logs.LogError(
+                f'objective "{objective.name}" is a {objective.kind}; bench models measures binary objectives only'
+            )
     if name == "P":
         return config
     config = identities(config)
     if name == "C":
         return config
     return msgspec.structs.replace(config, meta=msgspec.structs.replace(config.meta, mode="off", scenarios={}))
+
+
+def masked(config: configuration.Config, inputs: protocol.Inputs) -> protocol.Inputs:
+    """The inputs with NaN for labels of objectives that do not exist in a row's scenario (`objectives.scenarios`)."""
+    label, of_row = inputs.label.copy(), np.repeat(inputs.scenario, np.diff(inputs.start))
+    for o, objective in enumerate(config.objectives):
+        if objective.scenarios:
+            there = np.isin(of_row, [np.uint64(ids.of(name)) for name in objective.scenarios])
+            label[~there, o] = np.nan
+    return inputs._replace(label=label)
 
 
 def plan(
@@ -112,10 +127,15 @@ def _single_rows(inputs: protocol.Inputs, order: I64) -> protocol.Inputs:
 
 
 def of_scenario(whole: Plan, scenario: int) -> tuple[Plan, npt.NDArray[np.bool_]]:
-    """The plan of one scenario alone, and which rows (R,) of the whole it has. Labels become known as late as in the whole."""
+    """The plan of one scenario alone, and which rows (R,) of the whole it has."""
+    return of_lists(whole, whole.inputs.scenario == scenario)
+
+
+def of_lists(whole: Plan, chosen: npt.NDArray[np.bool_]) -> tuple[Plan, npt.NDArray[np.bool_]]:
+    """The plan of the lists (L,) `chosen`, and which rows (R,) of the whole it has. Labels are known as late as in the whole."""
     d = whole.inputs
-    lists = np.flatnonzero(d.scenario == scenario)
-    rows = np.repeat(d.scenario == scenario, np.diff(d.start))
+    lists = np.flatnonzero(chosen)
+    rows = np.repeat(chosen, np.diff(d.start))
     until, valid = (int(np.searchsorted(lists, n)) for n in (whole.until, whole.valid))
     inputs = d._replace(
         request=d.request[lists], user=d.user[lists], scenario=d.scenario[lists], task=d.task[lists], ts=d.ts[lists],
@@ -156,14 +176,19 @@ def _epochs(config: configuration.Config, planned: Plan, trainer: step.Trainer, 
             if tell is not None:
                 tell(epoch * planned.until + at + len(chosen), planned.epochs * planned.until)
         judged = _score(trainer, d, held)
-        worth = -float(
-            np.mean([figures.figures(d.group[held], d.label[held, o], judged[:, o]).logloss for o in range(d.label.shape[1])])
-        )
+        worth = -_logloss(d.label[held], judged)
         if not worth > best:
             break
         best = worth
         out[planned.valid :] = _score(trainer, d, slice(planned.valid, len(d.ts)))
     return out
+
+
+def _logloss(label: F32, score: F32) -> float:
+    """The mean over the labels that exist."""
+    there = np.isfinite(label)
+    p = np.clip(score[there].astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.mean(np.where(label[there] > 0, np.log(p), np.log1p(-p))))
 
 
 def _score(trainer: step.Trainer, d: protocol.Inputs, part: slice) -> F32:

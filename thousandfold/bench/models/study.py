@@ -121,11 +121,14 @@ def _cells(config: configuration.Config, planned: protocols.Plan) -> Iterator[Ce
 
 def _judge(study: Study, cell: Cell, user: npt.NDArray[np.int32], weight: npt.NDArray[np.int32]) -> None:
     """Add the figures of one cell to the study."""
-    inputs, rows = study.plan.inputs, cell.rows
+    inputs = study.plan.inputs
+    rows = cell.rows[np.isfinite(inputs.label[cell.rows, cell.objective])]
     label, group = inputs.label[rows, cell.objective], inputs.group[rows]
     scores = {name: [p[rows, cell.objective] for p in r.predictions] for name, r in study.results.items()}
     for name, runs in scores.items():
         study.figures[Key(name, cell.scenario, cell.objective)] = [figures.figures(group, label, run) for run in runs]
+    if not len(rows):
+        return
     positives = int(label.sum())
     fewest, kind = min((positives, "positive"), (len(label) - positives, "negative"))
     if fewest < seesaw.LEAST_OF_A_KIND:

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich import table as rich_table
 
 from thousandfold.bench import report
 from thousandfold.bench.models import study as studies
 from thousandfold.bench.models import zoo
+
+FEW = 6
 
 
 class Grid(NamedTuple):
@@ -71,10 +74,14 @@ def gates(study: studies.Study) -> Grid | None:
     rows = []
     for model, r in study.results.items():
         for gate, values in r.gates.items():
-            shown = {name: f"{v.mean():.3f} ± {v.std():.3f}" for name, v in zip(order, values, strict=True) if name}
+            shown = {name: _gate(v) for name, v in zip(order, values, strict=True) if name}
             rows.append([f"{model}: {gate}", *(shown[s] for s in study.scenarios)])
-    title = f"{study.label}: gates, mean and spread of their values over the newest rows of a scenario"
+    title = f"{study.label}: gates over the newest rows of a scenario: their values, of more than {FEW} mean and spread"
     return Grid(title, ["gate", *study.scenarios], rows) if rows else None
+
+
+def _gate(values: npt.NDArray[np.float32]) -> str:
+    return " ".join(f"{v:.2f}" for v in values) if len(values) <= FEW else f"{values.mean():.3f} ± {values.std():.3f}"
 
 
 def verdicts(rows: list[report.Row]) -> Grid:

@@ -1,5 +1,6 @@
 """Who takes part, and what each made of the log: models of the table, variants of one, their single models, the baselines."""
 
+import functools
 import hashlib
 import pathlib
 import time
@@ -70,6 +71,7 @@ def ablations(config: configuration.Config) -> list[Entrant]:
         **{f"gamma_{g:g}": {"gamma": g} for g in (1.0, 1.5, 2.0, 3.0, 4.0)},
         **{f"depth_{d}": {"hidden": (64,) * (d - 1) + (32,)} for d in range(1, 6)},
         **{f"width_{w}": {"embedding_width": w} for w in (4, 8, 16, 32)},
+        **{f"wide_{w}": {"wide": w} for w in ("off", "product", "fm")},
     }
     return [
         Entrant(name, msgspec.structs.replace(config, model=msgspec.structs.replace(model, **changed)))
@@ -162,19 +164,31 @@ class Bench:
 
     def baselines(self, config: configuration.Config) -> Iterator[tuple[str, Result]]:
         """The factorisation machine at batch 32, as late as the models, and the bias per event; one pass in every protocol."""
-        inputs, q = protocol.frozen(self.plan.inputs, self.plan.until), config.quality
-        blocked = inputs if self.plan.epochs else protocol.blocked(inputs, q.block_rows)
+        q, inputs = config.quality, self.plan.inputs
         objectives = range(inputs.label.shape[1])
         distinct = sum(len(np.unique(column)) for column in inputs.ids.T) + inputs.x.shape[1]
         size = len(objectives) * (distinct * (q.fm_width + 1) + 1)
-        began, fm = time.perf_counter(), []
-        for seed in self.seeds:
-            fm.append(np.stack([baselines.fm32(blocked, o, q.fm_rate, q.fm_width, seed) for o in objectives], 1))
-        yield "fm32", Result(fm, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6, {})
+
+        def fm(d: protocol.Inputs, o: int, seed: int) -> F32:
+            if self.plan.epochs:
+                return baselines.fm32(d, o, q.fm_live_rate, q.fm_width, seed)
+            return baselines.fm32(protocol.blocked(d, q.block_rows), o, q.fm_rate, q.fm_width, seed)
+
         began = time.perf_counter()
-        bias = np.stack([baselines.bias(inputs, o, q.bias_rate) for o in objectives], 1)
+        found = [np.stack([self._where_there(o, functools.partial(fm, o=o, seed=s)) for o in objectives], 1) for s in self.seeds]
+        yield "fm32", Result(found, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6, {})
+        began = time.perf_counter()
+        bias = [self._where_there(o, functools.partial(baselines.bias, objective=o, rate=q.bias_rate)) for o in objectives]
         size = len(objectives) * (len(np.unique(inputs.user)) + len(np.unique(inputs.item)) + 1)
-        yield "bias", Result([bias], time.perf_counter() - began, size, 8 * size / 1e6, {})
+        yield "bias", Result([np.stack(bias, 1)], time.perf_counter() - began, size, 8 * size / 1e6, {})
+
+    def _where_there(self, objective: int, model: Callable[[protocol.Inputs], F32]) -> F32:
+        """A baseline on the lists in which the objective exists; NaN elsewhere."""
+        d = self.plan.inputs
+        out = np.full(d.rows, np.nan, np.float32)
+        planned, rows = protocols.of_lists(self.plan, np.isfinite(d.label[d.start[:-1], objective]))
+        out[rows] = model(protocol.frozen(planned.inputs, planned.until))
+        return out
 
 
 def _digest(planned: protocols.Plan) -> bytes:
