@@ -89,6 +89,14 @@ class Scorer:
         plain, adapted = self._by_torch(self._inputs(inputs, known), label)
         return Scored(plain, adapted, used)
 
+    def inspect(self, ids: U64, x: F32) -> dict[str, F32]:
+        """What the model says of its gates for rows of ids (n, F) and raw numbers (n, D), see `base.Model.inspect`."""
+        inputs = np.empty((len(ids), self._geometry.row), np.float32)
+        self._gather(ids, x, inputs)
+        with torch.inference_mode():
+            said = self.model.inspect(self._parameters, self._inputs(inputs, ids))
+        return {name: part.numpy() for name, part in said.items()}
+
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
         rows, columns = np.empty(ids.shape, np.int32), self._columns
         kernels.find(np.array(ids, np.uint64), columns.field_of, self._salts, self._keys, self._values, rows)
