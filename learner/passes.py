@@ -36,19 +36,10 @@ class Work(NamedTuple):
     """(U, O)"""
 
 
-class Pass(NamedTuple):
-    """Probabilities (R, O) before the update, the joint loss, and the gradient of the inputs (R, row), None when only scoring."""
-
-    unadapted: F32
-    adapted: F32
-    loss: float
-    inputs: F32 | None
-
-
 class Engine(Protocol):
     """Something that computes passes over one flat parameter vector."""
 
-    def run(self, work: Work, train: bool) -> Pass:
+    def run(self, work: Work, train: bool) -> base.Pass:
         """Score; when training, also fill the dense gradient that the engine was built with."""
 
 
@@ -65,7 +56,7 @@ class Autograd:
             view.requires_grad_().grad = gradient.views[name]
         self.fast = {name: self.parameters[name] for name in model.fast_parameters()}
 
-    def run(self, work: Work, train: bool) -> Pass:
+    def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
         rows = len(work.label)
         every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
@@ -83,11 +74,11 @@ class Autograd:
                 loss = loss + self.settings.weight * losses.loss(self.plan, learned, adapted)
         unadapted, fitted = (losses.predictions(self.plan, logit.detach()).numpy() for logit in (plain, adapted))
         if not train:
-            return Pass(unadapted, fitted, loss.item(), None)
+            return base.Pass(unadapted, fitted, loss.item(), None)
         self.gradient.flat.zero_()
         torch.autograd.backward(loss)
         slope = inputs.grad
-        return Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
+        return base.Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
 
     def _adapted(self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor) -> torch.Tensor:
         """Logits (R, O) under each list's adapted tower; the plain ones where a list is not adapted."""
@@ -106,20 +97,14 @@ class Autograd:
 
 
 class Native:
-    """The model's hand-written trunk around the native tower."""
+    """The model's hand-written network."""
 
-    def __init__(self, trunk: base.NativeTrunk, settings: config.MetaLearning, gradient: base.Gradient) -> None:
-        self.trunk, self.gradient = trunk, gradient
-        self.settings = towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight)
+    def __init__(self, network: base.NativeTrunk, gradient: base.Gradient) -> None:
+        self.network, self.gradient = network, gradient
 
-    def run(self, work: Work, train: bool) -> Pass:
+    def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        meta, saved = self.trunk.forward(work.inputs)
-        rows, objectives = work.label.shape
-        unadapted, fitted = np.empty((rows, objectives), np.float32), np.empty((rows, objectives), np.float32)
-        slopes = self.trunk.slopes(rows, self.gradient)
-        lists = towers.Lists(work.n_items, work.codes, work.found.taken, work.found.place, work.s_label)
-        loss = towers.learn(
-            meta, self.trunk.tower, lists, work.label, work.weight, self.settings, unadapted, fitted, slopes
+        lists = towers.Lists(
+            work.label, work.weight, work.n_items, work.codes, work.found.taken, work.found.place, work.s_label
         )  # fmt: skip
-        return Pass(unadapted, fitted, loss, self.trunk.backward(meta, saved, slopes, self.gradient) if train else None)
+        return self.network.run(work.inputs, lists, self.gradient if train else None)

@@ -55,11 +55,11 @@ class Trainer:
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.model.shapes)
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
-        trunk = self.model.native(flat) if native and plan.plain else None
+        network = self.model.native(flat) if native and plan.plain else None
         self.engine: passes.Engine = (
             passes.Autograd(self.model, settings.meta, flat, self.gradient, plan)
-            if trunk is None
-            else passes.Native(trunk, settings.meta, self.gradient)
+            if network is None
+            else passes.Native(network, self.gradient)
         )
 
     @property
@@ -114,7 +114,7 @@ class Trainer:
             found, batch.s_label[found.rows],
         )  # fmt: skip
 
-    def _descend(self, done: passes.Pass, rows: I32, x: F32, slot: I64) -> str:
+    def _descend(self, done: base.Pass, rows: I32, x: F32, slot: I64) -> str:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"

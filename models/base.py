@@ -154,19 +154,20 @@ class Gradient:
         self.arrays: dict[str, F32] = {name: view.numpy() for name, view in self.views.items()}
 
 
+class Pass(NamedTuple):
+    """Probabilities (R, O) before the update, the joint loss, and the gradient of the inputs (R, row), None when only scoring."""
+
+    unadapted: F32
+    adapted: F32
+    loss: float
+    inputs: F32 | None
+
+
 class NativeTrunk(Protocol):
-    """A trunk whose backward pass is written by hand, for the native tower. `parameters` are shared with the flat vector."""
+    """The whole network over one flat parameter vector, written by hand. Threads may share it for scoring."""
 
-    tower: towers.Tower
-
-    def forward(self, x: F32) -> tuple[towers.Meta, Any]:
-        """Meta inputs of gathered rows (N, row), and what `backward` needs."""
-
-    def slopes(self, rows: int, gradient: Gradient) -> towers.Slopes:
-        """Room for the tower's gradients of the first `rows`."""
-
-    def backward(self, meta: towers.Meta, saved: Any, slopes: towers.Slopes, gradient: Gradient) -> F32:
-        """Fill the gradient of every parameter from the tower's; returns that of the inputs (R, row)."""
+    def run(self, x: F32, lists: towers.Lists, gradient: Gradient | None) -> Pass:
+        """Score R query rows, before their U distinct support rows in `x` (R + U, row); with `gradient`, fill it as well."""
 
 
 class Model(Protocol):
@@ -192,7 +193,7 @@ class Model(Protocol):
         """What its gates say of n rows, by name: (n, ...) factors or shares, for people to read; empty without gates."""
 
     def native(self, flat: torch.Tensor) -> NativeTrunk | None:
-        """The same trunk written by hand over this flat vector, or None: autograd then does the work."""
+        """The same network written by hand over this flat vector, or None: autograd then does the work."""
 
 
 def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:

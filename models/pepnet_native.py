@@ -1,4 +1,4 @@
-"""PEPNet's trunk forward and backward by hand: torch's matrix products between fused native loops, no autograd.
+"""PEPNet's training step by hand, one native call: trunk and wide part, tower and adaptation, and every gradient.
 
 The reference is `models.pepnet` under autograd; the tests hold the two together. Covers the usual form of the network (both
 gates, stopped gradients, at least two hidden layers); other forms take the autograd path.
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from models import base, towers, wide
+from models.matrices import Workspace, affine, column_sums, product, room, sigmoid, turned, workspace
 from state import config
 from state.kernels import kernel
 
@@ -19,131 +20,319 @@ F32 = npt.NDArray[np.float32]
 
 
 class Plan(NamedTuple):
-    """Geometry for the kernels: C x E, numbers read by the network, E, gamma, columns of the personal embeddings."""
+    """Geometry for the kernels; offsets are places in the flat vector of parameters, where a bias follows its weight."""
 
     embedded: int
+    """C x E"""
     dense: int
+    """Embeddings and numbers, what the network reads."""
     width: int
+    """E"""
     gamma: float
+    gate_hidden: int
+    objectives: int
     personal: I64
+    """First columns of the personal embeddings."""
+    scenario: I64
+    """First columns of the embeddings that EPNet's gate changes."""
+    layers: I64
+    """Widths of the hidden layers; the last one is the tower's."""
+    starts: I64
+    """O x sum of the layers before each, and of all."""
+    epnet_in: int
+    epnet_out: int
+    hidden: I64
+    """Of every layer; the last is the tower's."""
+    ppnet_in: int
+    ppnet_out: I64
+    """Of every layer's gates (O, G, width)."""
+    output: int
+    wide: int
+
+
+class Saved(NamedTuple):
+    """A forward pass's activations. Layers and gates are blocks of `layer`, one after another."""
+
+    seen: F32
+    """EPNet's hidden layer (N, G)."""
+    gate: F32
+    """EPNet's gates (N, C x E)."""
+    entry: F32
+    """[gated embeddings | numbers | personal embeddings] (N, P)"""
+    within: F32
+    """Every PPNet gate's hidden layer (N, layers x O x G)."""
+    gates: F32
+    first: F32
+    """First hidden layer before its gates (N, width)."""
+    active: F32
+    """Later hidden layers before their gates."""
+    hidden: F32
+    """Hidden layers behind their gates; the last enters the tower."""
 
 
 @kernel
-def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
-    """`entry` = [embeddings x gate | numbers | personal embeddings]; `gate` becomes gamma x sigmoid."""
-    gamma = np.float32(plan.gamma)
-    for i in range(len(x)):
-        for j in range(plan.embedded):
-            gate[i, j] *= gamma
-            entry[i, j] = x[i, j] * gate[i, j]
-        for j in range(plan.embedded, plan.dense):
-            entry[i, j] = x[i, j]
-        at = plan.dense
-        for p in range(len(plan.personal)):
-            for d in range(plan.width):
-                entry[i, at + d] = x[i, plan.personal[p] + d]
-            at += plan.width
+def _weight(flat: F32, at: int, rows: int, columns: int) -> F32:
+    return flat[at : at + rows * columns].reshape(rows, columns)
 
 
 @kernel
-def _scale_gates(gates: F32, gamma: float) -> None:
-    by = np.float32(gamma)
-    for i in range(len(gates)):
-        for j in range(gates.shape[1]):
-            gates[i, j] *= by
+def _affine(x: F32, flat: F32, at: int, out: F32) -> None:
+    """Fill out = x W + b with the layer at `at`."""
+    rows, columns = x.shape[1], out.shape[1]
+    bias = at + rows * columns
+    affine(x, _weight(flat, at, rows, columns), flat[bias : bias + columns], out)
 
 
 @kernel
-def _gated(active: F32, columns: int, shared: bool, gates: F32, at: int, objectives: int, out: F32) -> None:
-    """`out` (n, O x columns) = active x gates; one active row serves all objectives when it is shared."""
-    for i in range(len(out)):
-        for o in range(objectives):
-            low, start = o * columns, 0 if shared else o * columns
-            for j in range(columns):
-                out[i, low + j] = active[i, start + j] * gates[i, at + low + j]
+def _weight_back(x: F32, slope: F32, gradient: F32, at: int) -> None:
+    """The gradient of the layer at `at` from that of its output (n, columns), whose inputs were the first n of `x`."""
+    rows, columns = x.shape[1], slope.shape[1]
+    bias = at + rows * columns
+    product(x[: len(slope)].T, slope, _weight(gradient, at, rows, columns), False)
+    column_sums(slope, gradient[bias : bias + columns])
 
 
 @kernel
-def _ungated(
-    slope: F32, active: F32, columns: int, shared: bool, gates: F32, at: int, objectives: int, dgates: F32, out: F32
-) -> None:
-    """Backward of `_gated` and of the rectifier before it; `out` may be `slope` unless the active rows are shared."""
-    for i in range(len(slope)):
-        if shared:
-            for j in range(columns):
-                out[i, j] = 0
-        for o in range(objectives):
-            low, start = o * columns, 0 if shared else o * columns
-            for j in range(columns):
-                up, value = slope[i, low + j], active[i, start + j]
-                dgates[i, at + low + j] = up * value
-                down = up * gates[i, at + low + j] if value > 0 else np.float32(0)
-                if shared:
-                    out[i, j] += down
-                else:
-                    out[i, low + j] = down
+def _affine_back(x: F32, slope: F32, flat: F32, at: int, gradient: F32, dx: F32, add: bool, space: Workspace) -> None:
+    """`_weight_back`, and the gradient `dx` of its inputs."""
+    _weight_back(x, slope, gradient, at)
+    product(slope, turned(_weight(flat, at, dx.shape[1], slope.shape[1]), space), dx, add)
 
 
 @kernel
-def _sigmoid_slope(dgates: F32, gates: F32, gamma: float) -> None:
-    """From the gradient of gamma x sigmoid to that of its logit."""
-    inverse = np.float32(1.0 / gamma)
-    for i in range(len(dgates)):
-        for j in range(dgates.shape[1]):
-            dgates[i, j] *= gates[i, j] * (np.float32(1) - gates[i, j] * inverse)
+def _layer(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
+    """Block i of layers side by side (rows, O x width)."""
+    return blocks[rows * plan.starts[i] : rows * plan.starts[i + 1]].reshape(rows, plan.starts[i + 1] - plan.starts[i])
 
 
 @kernel
-def _rectified(slope: F32, active: F32, low: int) -> None:
-    """Backward of the rectifier for the columns from `low`."""
-    for i in range(len(slope)):
-        for j in range(low, slope.shape[1]):
+def _virtual(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
+    """The same block (rows x O, width)."""
+    return blocks[rows * plan.starts[i] : rows * plan.starts[i + 1]].reshape(rows * plan.objectives, plan.layers[i])
+
+
+@kernel
+def _rectify(values: F32) -> None:
+    flat = values.reshape(values.size)
+    for i in range(len(flat)):
+        value = flat[i]
+        flat[i] = np.float32(0) if value < 0 else value
+
+
+@kernel
+def _rectify_back(slope: F32, active: F32) -> None:
+    """Where the active row of the forward pass is not above zero, its gradient is zero."""
+    for i in range(slope.shape[0]):
+        for j in range(slope.shape[1]):
             slope[i, j] = slope[i, j] if active[i, j] > 0 else np.float32(0)
 
 
 @kernel
-def column_sums(values: F32, low: int, out: F32) -> None:
-    """Sum over rows of the columns from `low`, in row order."""
-    out[:] = 0
-    for i in range(len(values)):
-        for j in range(len(out)):
-            out[j] += values[i, low + j]
+def _sigmoid_back(slope: F32, value: F32, gamma: float) -> None:
+    """From the gradient of gamma x sigmoid to that of its logit."""
+    inverse = np.float32(1.0 / gamma)
+    for i in range(slope.shape[0]):
+        for j in range(slope.shape[1]):
+            slope[i, j] *= value[i, j] * (np.float32(1) - value[i, j] * inverse)
+
+
+@kernel
+def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
+    for i in range(x.shape[0]):
+        for j in range(plan.embedded):
+            entry[i, j] = x[i, j] * gate[i, j]
+        for j in range(plan.embedded, plan.dense):
+            entry[i, j] = x[i, j]
+        at = plan.dense
+        for start in plan.personal:
+            for d in range(plan.width):
+                entry[i, at + d] = x[i, start + d]
+            at += plan.width
+
+
+@kernel
+def _gated(active: F32, gate: F32, out: F32) -> None:
+    """`out` (n, O x width) = active x gate; an active row of one width serves all objectives."""
+    rows, columns = active.shape
+    shape = (rows, out.shape[1] // columns, columns)
+    scaled, by = out.reshape(shape), gate.reshape(shape)
+    for i in range(rows):
+        for o in range(shape[1]):
+            for j in range(columns):
+                scaled[i, o, j] = active[i, j] * by[i, o, j]
+
+
+@kernel
+def _gated_back(slope: F32, active: F32, gate: F32, gamma: float, dgate: F32, out: F32) -> None:
+    """Backward of `_gated`, of the gate's gamma x sigmoid and of the rectifier; `out` may be `slope` where it is as wide."""
+    columns, inverse, one = active.shape[1], np.float32(1.0 / gamma), np.float32(1)
+    shape = (len(slope), slope.shape[1] // columns, columns)
+    up, down = slope.reshape(shape), dgate.reshape(shape)
+    by = gate[: len(slope)].reshape(shape)
+    for i in range(shape[0]):
+        for o in range(shape[1]):
+            for j in range(columns):
+                down[i, o, j] = up[i, o, j] * active[i, j] * by[i, o, j] * (one - by[i, o, j] * inverse)
+        for j in range(columns):
+            out[i, j] = up[i, 0, j] * by[i, 0, j]
+        for o in range(1, shape[1]):
+            for j in range(columns):
+                out[i, j] += up[i, o, j] * by[i, o, j]
+        for j in range(columns):
+            out[i, j] = out[i, j] if active[i, j] > 0 else np.float32(0)
 
 
 @kernel
 def _split(x: F32, gate: F32, dentry: F32, dpersonal: F32, plan: Plan, dgate: F32, dx: F32) -> None:
     """Backward of `_join`: gradients of the gate's logit and of the inputs."""
     inverse = np.float32(1.0 / plan.gamma)
-    for i in range(len(dx)):
+    for i in range(dx.shape[0]):
         for j in range(plan.embedded):
             g = gate[i, j]
             dgate[i, j] = dentry[i, j] * x[i, j] * g * (np.float32(1) - g * inverse)
-            dx[i, j] = dentry[i, j] * g
+        for j in range(plan.embedded):
+            dx[i, j] = dentry[i, j] * gate[i, j]
         for j in range(plan.embedded, dx.shape[1]):
             dx[i, j] = 0
         at = 0
-        for p in range(len(plan.personal)):
+        for start in plan.personal:
             for d in range(plan.width):
-                dx[i, plan.personal[p] + d] += dpersonal[i, at + d]
+                dx[i, start + d] += dpersonal[i, at + d]
             at += plan.width
 
 
-class Saved(NamedTuple):
-    """A forward pass's activations, for its backward pass."""
+@kernel
+def _forward(plan: Plan, flat: F32, x: F32, beside: wide.Plan, space: Workspace) -> tuple[towers.Meta, Saved]:
+    """Meta inputs of gathered rows (N, row)."""
+    n, objectives, hidden_in, layers = len(x), plan.objectives, plan.gate_hidden, len(plan.layers)
+    seen, gate = room(space, n, hidden_in), room(space, n, plan.embedded)
+    _affine(x[:, : plan.dense], flat, plan.epnet_in, seen)
+    _rectify(seen)
+    _affine(seen, flat, plan.epnet_out, gate)
+    sigmoid(gate, plan.gamma)
+    entry = room(space, n, plan.dense + len(plan.personal) * plan.width)
+    _join(x, gate, plan, entry)
+    within, gates = room(space, n, layers * objectives * hidden_in), room(space, 1, n * plan.starts[layers])
+    _affine(entry, flat, plan.ppnet_in, within)
+    _rectify(within)
+    for i in range(layers):
+        _gates(plan, flat, within, i, _layer(gates[0], n, plan, i))
+    sigmoid(gates, plan.gamma)
+    first = room(space, n, plan.layers[0])
+    _affine(entry[:, : plan.dense], flat, plan.hidden[0], first)
+    _rectify(first)
+    active, hidden = room(space, 1, n * plan.starts[layers - 1])[0], room(space, 1, n * plan.starts[layers - 1])[0]
+    _gated(first, _layer(gates[0], n, plan, 0), _layer(hidden, n, plan, 0))
+    for i in range(1, layers - 1):
+        own = _layer(active, n, plan, i)
+        _affine(_virtual(hidden, n, plan, i - 1), flat, plan.hidden[i], _virtual(active, n, plan, i))
+        _rectify(own)
+        _gated(own, _layer(gates[0], n, plan, i), _layer(hidden, n, plan, i))
+    entering = _virtual(hidden, n, plan, layers - 2)
+    z, offset = room(space, n * objectives, plan.layers[-1]), room(space, n, objectives)
+    _affine(entering, flat, plan.hidden[-1], z)
+    wide.forward(x, beside, wide.cut(flat, plan.wide, beside), offset)
+    meta = towers.Meta(entering, z, _virtual(gates[0], n, plan, layers - 1), offset.reshape(n * objectives, 1))
+    return meta, Saved(seen, gate, entry, within, gates[0], first, active, hidden)
 
-    x: F32
-    """Gathered inputs (N, row)."""
-    seen: F32
-    """EPNet's hidden layer."""
-    gate: F32
-    """EPNet's gates."""
-    entry: F32
-    first: F32
-    """First hidden layer before its gate, and every PPNet gate's hidden layer."""
-    active: tuple[F32, ...]
-    """Later hidden layers before their gates."""
-    hidden: tuple[F32, ...]
-    """Hidden layers behind their gates; the last enters the tower."""
+
+@kernel
+def _gates(plan: Plan, flat: F32, within: F32, i: int, out: F32) -> None:
+    """Logits of layer i's gates (n, O x width)."""
+    width, hidden = plan.layers[i], plan.gate_hidden
+    biases = plan.ppnet_out[i] + plan.objectives * hidden * width
+    bias = flat[biases : biases + plan.objectives * width]
+    for v in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[v, j] = bias[j]
+    for o in range(plan.objectives):
+        part = (i * plan.objectives + o) * hidden
+        weight = _weight(flat, plan.ppnet_out[i] + o * hidden * width, hidden, width)
+        product(within[:, part : part + hidden], weight, out[:, o * width : (o + 1) * width], True)
+
+
+@kernel
+def _gates_back(
+    plan: Plan, flat: F32, within: F32, i: int, dgate: F32, gradient: F32, dwithin: F32, space: Workspace
+) -> None:  # fmt: skip
+    """Backward of `_gates`: fills its part of `gradient` and of `dwithin`."""
+    width, hidden = plan.layers[i], plan.gate_hidden
+    biases = plan.ppnet_out[i] + plan.objectives * hidden * width
+    column_sums(dgate, gradient[biases : biases + plan.objectives * width])
+    for o in range(plan.objectives):
+        part, at = (i * plan.objectives + o) * hidden, plan.ppnet_out[i] + o * hidden * width
+        own = dgate[:, o * width : (o + 1) * width]
+        product(within[: len(dgate), part : part + hidden].T, own, _weight(gradient, at, hidden, width), False)
+        product(own, turned(_weight(flat, at, hidden, width), space), dwithin[:, part : part + hidden], False)
+
+
+@kernel
+def _backward(
+    plan: Plan, flat: F32, x: F32, saved: Saved, dgates: F32, slopes: towers.Slopes, gradient: F32, dx: F32, space: Workspace
+) -> None:
+    """Fill `gradient` and the gradient `dx` (R, row) of the first R inputs from the tower's slopes, but for the wide part."""
+    n, rows, objectives, layers = len(x), len(dx), plan.objectives, len(plan.layers)
+    dhidden = slopes.hidden
+    _affine_back(_virtual(saved.hidden, n, plan, layers - 2), slopes.z, flat, plan.hidden[-1], gradient, dhidden, True, space)
+    last = _virtual(dgates, rows, plan, layers - 1)
+    _sigmoid_back(last, _virtual(saved.gates, n, plan, layers - 1), plan.gamma)
+    for i in range(layers - 2, 0, -1):
+        slope = dhidden.reshape(rows, objectives * plan.layers[i])
+        _gated_back(
+            slope, _layer(saved.active, n, plan, i), _layer(saved.gates, n, plan, i), plan.gamma, _layer(dgates, rows, plan, i),
+            slope,
+        )  # fmt: skip
+        below = room(space, rows * objectives, plan.layers[i - 1])
+        _affine_back(_virtual(saved.hidden, n, plan, i - 1), dhidden, flat, plan.hidden[i], gradient, below, False, space)
+        dhidden = below
+    dfirst, dwithin = room(space, rows, plan.layers[0]), room(space, rows, saved.within.shape[1])
+    _gated_back(
+        dhidden.reshape(rows, objectives * plan.layers[0]), saved.first, _layer(saved.gates, n, plan, 0), plan.gamma,
+        _layer(dgates, rows, plan, 0), dfirst,
+    )  # fmt: skip
+    for i in range(layers):
+        _gates_back(plan, flat, saved.within, i, _layer(dgates, rows, plan, i), gradient, dwithin, space)
+    _rectify_back(dwithin, saved.within)
+    dentry, dpersonal = room(space, rows, plan.embedded), room(space, rows, saved.entry.shape[1] - plan.dense)
+    _weight_back(saved.entry[:, : plan.dense], dfirst, gradient, plan.hidden[0])
+    _weight_back(saved.entry, dwithin, gradient, plan.ppnet_in)
+    product(dfirst, turned(_weight(flat, plan.hidden[0], plan.embedded, dfirst.shape[1]), space), dentry, False)
+    personal = plan.ppnet_in + plan.dense * dwithin.shape[1]
+    product(dwithin, turned(_weight(flat, personal, dpersonal.shape[1], dwithin.shape[1]), space), dpersonal, False)
+    dgate, dseen = room(space, rows, plan.embedded), room(space, rows, plan.gate_hidden)
+    _split(x, saved.gate, dentry, dpersonal, plan, dgate, dx)
+    _affine_back(saved.seen, dgate, flat, plan.epnet_out, gradient, dseen, False, space)
+    _rectify_back(dseen, saved.seen)
+    _weight_back(x[:, : plan.dense], dseen, gradient, plan.epnet_in)
+    for start in plan.scenario:
+        own = _weight(flat, plan.epnet_in + start * plan.gate_hidden, plan.width, plan.gate_hidden)
+        product(dseen, turned(own, space), dx[:, start : start + plan.width], True)
+
+
+@kernel
+def _run(
+    plan: Plan, beside: wide.Plan, flat: F32, x: F32, lists: towers.Lists, settings: towers.Settings, train: bool,
+    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Workspace,
+) -> float:  # fmt: skip
+    """Score; when training, also fill `gradient` and `dx`. Returns the joint loss."""
+    rows, objectives, layers = len(lists.label), plan.objectives, len(plan.layers)
+    width = plan.layers[-1]
+    biases = plan.output + objectives * width
+    meta, saved = _forward(plan, flat, x, beside, space)
+    tower = towers.Tower(_weight(flat, plan.output, objectives, width), flat[biases : biases + objectives])
+    written = gradient if train else room(space, 1, len(flat))[0]
+    dgates, virtual = room(space, 1, rows * plan.starts[layers])[0], rows * objectives
+    slopes = towers.Slopes(
+        room(space, virtual, plan.layers[layers - 2]), room(space, virtual, width), _virtual(dgates, rows, plan, layers - 1),
+        room(space, virtual, 1), _weight(written, plan.output, objectives, width),
+        written[biases : biases + objectives],
+    )  # fmt: skip
+    loss = towers.learn(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
+    if train:
+        _backward(plan, flat, x, saved, dgates, slopes, gradient, dx, space)
+        doffset = slopes.offset.reshape(rows, objectives)
+        wide.backward(x, beside, wide.cut(flat, plan.wide, beside), doffset, wide.cut(gradient, plan.wide, beside), dx)
+    return loss
 
 
 def covers(settings: config.Config) -> bool:
@@ -152,144 +341,64 @@ def covers(settings: config.Config) -> bool:
     return model.use_epnet and model.use_ppnet and model.stop_gradient and len(model.hidden) >= 2
 
 
+def _plan(settings: config.Config, shapes: base.Shapes) -> Plan:
+    geometry, model = base.geometry(settings), settings.model
+    sizes = [base.size({name: shape}) for name, shape in shapes.items()]
+    at = dict(zip(shapes, np.cumsum([0, *sizes]).tolist(), strict=False)) | {"end": sum(sizes)}
+    layers = range(len(model.hidden))
+
+    def columns(names: tuple[str, ...]) -> I64:
+        return np.array([geometry.span(n).start for n in dict.fromkeys(names) if n in geometry.categories], np.int64)
+
+    return Plan(
+        geometry.embedded, geometry.dense, geometry.width, model.gamma, model.gate_hidden, geometry.objectives,
+        np.array([geometry.span(n).start for n in model.personal_features if n in geometry.categories], np.int64),
+        columns(model.scenario_features),
+        np.array(model.hidden, np.int64),
+        np.cumsum([0, *(geometry.objectives * width for width in model.hidden)]),
+        at["epnet.in.weight"], at["epnet.out.weight"],
+        np.array([at["tower.weight" if i == layers[-1] else f"hidden{i}.weight"] for i in layers], np.int64),
+        at["ppnet.in.weight"], np.array([at[f"ppnet.out{i}.weight"] for i in layers], np.int64),
+        at["output.weight"], at.get("wide.scale", at["end"]),
+    )  # fmt: skip
+
+
 class Network:
-    """The trunk over one flat parameter vector."""
+    """The whole network over one flat parameter vector; threads may share it."""
 
     def __init__(self, settings: config.Config, shapes: base.Shapes, flat: torch.Tensor) -> None:
-        geometry, model = base.geometry(settings), settings.model
-        self.parameters = base.views(flat.detach(), shapes)
-        self.turned = {name: view.transpose(-1, -2) for name, view in self.parameters.items() if view.dim() > 1}
-        self.layers, self.gate_hidden, self.objectives = model.hidden, model.gate_hidden, geometry.objectives
-        spans = {name: geometry.span(name) for name in geometry.categories}
-        self.scenario = [spans[n] for n in dict.fromkeys(model.scenario_features) if n in spans]
-        personal = [spans[n].start for n in model.personal_features if n in spans]
-        self.plan = Plan(geometry.embedded, geometry.dense, geometry.width, model.gamma, np.array(personal, np.int64))
-        self.wide = wide.plan(settings)
-        self.beside = wide.arrays({name: view.numpy() for name, view in self.parameters.items()}, self.wide)
-        starts = np.cumsum([0, *(geometry.objectives * width for width in self.layers)])
-        self.starts: list[int] = starts.tolist()
-        self.gate_parts = self._gate_parts()
-        self.tower = towers.Tower(self.parameters["output.weight"].numpy(), self.parameters["output.bias"].numpy())
+        self.plan, self.wide, self.flat = _plan(settings, shapes), wide.plan(settings), flat.numpy()
+        meta = settings.meta
+        self.settings = towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight)
+        self._spare: list[Workspace] = []
 
-    def forward(self, x: F32) -> tuple[towers.Meta, Saved]:
-        """Meta inputs of gathered rows (N, row)."""
-        p, plan, rows, objectives = self.parameters, self.plan, len(x), self.objectives
-        with torch.no_grad():
-            inputs = torch.from_numpy(x)[:, : plan.dense]
-            seen = torch.addmm(p["epnet.in.bias"], inputs, p["epnet.in.weight"]).relu_()
-            gate = torch.addmm(p["epnet.out.bias"], seen, p["epnet.out.weight"]).sigmoid_()
-            entry, offset = torch.empty(rows, len(p["ppnet.in.weight"])), np.empty((rows, objectives), np.float32)
-            _join(x, gate.numpy(), plan, entry.numpy())
-            wide.forward(x, self.wide, self.beside, offset)
-            width = self.layers[0]
-            first = torch.empty(rows, width + len(p["ppnet.in.bias"]))
-            torch.addmm(p["hidden0.bias"], entry[:, : plan.dense], p["hidden0.weight"], out=first[:, :width])
-            torch.addmm(p["ppnet.in.bias"], entry, p["ppnet.in.weight"], out=first[:, width:])
-            first.relu_()
-            gates = self._gates(first)
-            hidden = [torch.empty(rows, objectives * width)]
-            _gated(first.numpy(), width, True, gates.numpy(), 0, objectives, hidden[0].numpy())
-            active = []
-            for i, width in enumerate(self.layers[1:-1], 1):
-                before = hidden[-1].view(rows * objectives, -1)
-                active.append(torch.addmm(p[f"hidden{i}.bias"], before, p[f"hidden{i}.weight"]).relu_().view(rows, -1))
-                hidden.append(torch.empty(rows, objectives * width))
-                _gated(active[-1].numpy(), width, False, gates.numpy(), self.starts[i], objectives, hidden[-1].numpy())
-            z = torch.addmm(p["tower.bias"], hidden[-1].view(rows * objectives, -1), p["tower.weight"]).view(rows, -1)
-        meta = towers.Meta(hidden[-1].numpy(), z.numpy(), gates.numpy(), self.starts[-2], offset)
-        saved = Saved(
-            x, seen.numpy(), gate.numpy(), entry.numpy(), first.numpy(),
-            tuple(a.numpy() for a in active), tuple(h.numpy() for h in hidden),
+    def run(self, x: F32, lists: towers.Lists, gradient: base.Gradient | None) -> base.Pass:
+        """See `base.NativeModel`."""
+        label, train = lists.label, gradient is not None
+        unadapted, fitted = np.empty_like(label), np.empty_like(label)
+        dx = np.empty((len(label) if train else 0, x.shape[1]), np.float32)
+        space = self._space(len(x), lists)
+        loss = _run(
+            self.plan, self.wide, self.flat, x, lists, self.settings, train, unadapted, fitted,
+            self.flat[:0] if gradient is None else gradient.flat.numpy(), dx, space,
         )  # fmt: skip
-        return meta, saved
+        space.used[0] = 0
+        self._spare.append(space)
+        return base.Pass(unadapted, fitted, loss, dx if train else None)
 
-    def _gates(self, first: torch.Tensor) -> torch.Tensor:
-        """PPNet's gates (N, sum of O x width), layer by layer, objective by objective."""
-        gates = torch.empty(len(first), self.starts[-1])
-        for i, o, source, target in self.gate_parts:
-            bias = self.parameters[f"ppnet.out{i}.bias"][target.start - self.starts[i] : target.stop - self.starts[i]]
-            torch.addmm(bias, first[:, source], self.parameters[f"ppnet.out{i}.weight"][o], out=gates[:, target])
-        gates.sigmoid_()
-        _scale_gates(gates.numpy(), self.plan.gamma)
-        return gates
-
-    def _gate_parts(self) -> list[tuple[int, int, slice, slice]]:
-        """Layer, objective, columns of its hidden layer and columns of its gates, for every gate."""
-        parts, at = [], self.layers[0]
-        for i, width in enumerate(self.layers):
-            for o in range(self.objectives):
-                low = self.starts[i] + o * width
-                parts.append((i, o, slice(at, at + self.gate_hidden), slice(low, low + width)))
-                at += self.gate_hidden
-        return parts
-
-    def slopes(self, rows: int, gradient: base.Gradient) -> towers.Slopes:
-        """Room for the gradients that the tower hands to `backward`."""
-        entry, width, objectives = self.layers[-2], self.layers[-1], self.objectives
-        return towers.Slopes(
-            np.empty((rows, objectives * entry), np.float32), np.empty((rows, objectives * width), np.float32),
-            np.empty((rows, self.starts[-1]), np.float32), np.empty((rows, objectives), np.float32),
-            gradient.arrays["output.weight"], gradient.arrays["output.bias"],
+    def _space(self, n: int, lists: towers.Lists) -> Workspace:
+        """Memory for a call on n rows: what an earlier one left, if it is enough."""
+        plan, rows = self.plan, len(lists.label)
+        gates, before, after = len(plan.layers) * plan.objectives * plan.gate_hidden, plan.starts[-2], plan.starts[-1]
+        entry = plan.dense + len(plan.personal) * plan.width
+        forward = plan.gate_hidden + plan.embedded + entry + gates + 2 * after + 2 * before + plan.layers[0] + plan.objectives
+        backward = 2 * after + before + plan.objectives + plan.layers[0] + gates + entry + 2 * plan.embedded + plan.gate_hidden
+        tower = towers.room_needed(
+            rows, int(lists.n_items.max(initial=0)), n - rows, plan.objectives, int(plan.layers[-2]), int(plan.layers[-1])
         )  # fmt: skip
-
-    def backward(self, meta: towers.Meta, saved: Saved, slopes: towers.Slopes, gradient: base.Gradient) -> F32:
-        """Fill `gradient` from the tower's slopes of the first R rows; returns the gradient of the inputs (R, row)."""
-        g, rows, objectives = gradient.views, len(slopes.z), self.objectives
-        with torch.no_grad():
-            dz = torch.from_numpy(slopes.z).view(rows * objectives, -1)
-            dhidden = torch.from_numpy(slopes.hidden).view(rows * objectives, -1)
-            self._weight_gradient("tower", torch.from_numpy(saved.hidden[-1])[:rows].reshape(rows * objectives, -1), dz, gradient)
-            dhidden.addmm_(dz, self.turned["tower.weight"])
-            for i in range(len(self.layers) - 2, 0, -1):
-                _ungated(
-                    dhidden.view(rows, -1).numpy(), saved.active[i - 1], self.layers[i], False, meta.gates, self.starts[i],
-                    objectives, slopes.gates, dhidden.view(rows, -1).numpy(),
-                )  # fmt: skip
-                before = torch.from_numpy(saved.hidden[i - 1])[:rows].reshape(rows * objectives, -1)
-                self._weight_gradient(f"hidden{i}", before, dhidden, gradient)
-                dhidden = dhidden @ self.turned[f"hidden{i}.weight"]
-            width = self.layers[0]
-            dfirst = torch.empty(rows, saved.first.shape[1])
-            _ungated(
-                dhidden.view(rows, -1).numpy(), saved.first, width, True, meta.gates, 0, objectives, slopes.gates, dfirst.numpy()
-            )
-            self._gates_backward(meta, saved, slopes, dfirst, gradient)
-            entry = torch.from_numpy(saved.entry)[:rows]
-            torch.mm(entry[:, : self.plan.dense].t(), dfirst[:, :width], out=g["hidden0.weight"])
-            torch.mm(entry.t(), dfirst[:, width:], out=g["ppnet.in.weight"])
-            column_sums(dfirst.numpy(), 0, gradient.arrays["hidden0.bias"])
-            column_sums(dfirst.numpy(), width, gradient.arrays["ppnet.in.bias"])
-            return self._epnet_backward(saved, slopes, dfirst, gradient)
-
-    def _gates_backward(
-        self, meta: towers.Meta, saved: Saved, slopes: towers.Slopes, dfirst: torch.Tensor, gradient: base.Gradient
-    ) -> None:
-        _sigmoid_slope(slopes.gates, meta.gates, self.plan.gamma)
-        dgates, first = torch.from_numpy(slopes.gates), torch.from_numpy(saved.first)[: len(slopes.gates)]
-        for i, o, source, target in self.gate_parts:
-            torch.mm(first[:, source].t(), dgates[:, target], out=gradient.views[f"ppnet.out{i}.weight"][o])
-            torch.mm(dgates[:, target], self.turned[f"ppnet.out{i}.weight"][o], out=dfirst[:, source])
-        for i in range(len(self.layers)):
-            column_sums(slopes.gates, self.starts[i], gradient.arrays[f"ppnet.out{i}.bias"])
-        _rectified(dfirst.numpy(), saved.first, self.layers[0])
-
-    def _epnet_backward(self, saved: Saved, slopes: towers.Slopes, dfirst: torch.Tensor, gradient: base.Gradient) -> F32:
-        plan, rows, width = self.plan, len(dfirst), self.layers[0]
-        dentry = dfirst[:, :width] @ self.turned["hidden0.weight"][:, : plan.embedded]
-        dpersonal = dfirst[:, width:] @ self.turned["ppnet.in.weight"][:, plan.dense :]
-        dgate, dx = torch.empty(rows, plan.embedded), torch.empty(rows, saved.x.shape[1])
-        _split(saved.x, saved.gate, dentry.numpy(), dpersonal.numpy(), plan, dgate.numpy(), dx.numpy())
-        wide.backward(saved.x, self.wide, self.beside, slopes.offset, wide.arrays(gradient.arrays, self.wide), dx.numpy())
-        seen = torch.from_numpy(saved.seen)[:rows]
-        self._weight_gradient("epnet.out", seen, dgate, gradient)
-        dseen = dgate @ self.turned["epnet.out.weight"]
-        _rectified(dseen.numpy(), saved.seen, 0)
-        self._weight_gradient("epnet.in", torch.from_numpy(saved.x)[:rows, : plan.dense], dseen, gradient)
-        for span in self.scenario:
-            dx[:, span].addmm_(dseen, self.turned["epnet.in.weight"][:, span])
-        return dx.numpy()
-
-    @staticmethod
-    def _weight_gradient(name: str, inputs: torch.Tensor, slope: torch.Tensor, gradient: base.Gradient) -> None:
-        torch.mm(inputs.t(), slope, out=gradient.views[f"{name}.weight"])
-        column_sums(slope.numpy(), 0, gradient.arrays[f"{name}.bias"])
+        needed = int(n * forward + rows * backward + 2 * len(self.flat) + tower + 1024)
+        try:
+            space = self._spare.pop()
+        except IndexError:
+            return workspace(needed)
+        return space if len(space.numbers) >= needed else workspace(needed + needed // 4)

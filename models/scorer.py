@@ -59,7 +59,7 @@ class Scorer:
         flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
         self._parameters, self._plan = base.views(flat, self.model.shapes), losses.plan(settings.objectives)
         self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
-        self._trunk = self.model.native(flat) if native and self._plan.plain else None
+        self._native = self.model.native(flat) if native and self._plan.plain else None
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self.modes = modes.Modes(settings.meta)
@@ -83,8 +83,8 @@ class Scorer:
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
-        if self._trunk is not None:
-            return Scored(*self._natively(self._trunk, inputs, label), used)
+        if self._native is not None:
+            return Scored(*self._natively(self._native, inputs, label), used)
         known = ids if support is None or not used else np.concatenate([ids, support.ids[-used:]])
         plain, adapted = self._by_torch(self._inputs(inputs, known), label)
         return Scored(plain, adapted, used)
@@ -102,26 +102,16 @@ class Scorer:
         kernels.find(np.array(ids, np.uint64), columns.field_of, self._salts, self._keys, self._values, rows)
         embedding.gather(self._table, rows, columns, np.array(x, np.float32), self._mean, self._scale, out)
 
-    def _natively(self, trunk: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
+    def _natively(self, network: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
         """Probabilities of the rows before the last `len(label)`, which are the support."""
-        known, _ = trunk.forward(inputs)
-        rows = len(inputs) - len(label)
-        plain = np.empty((rows, self._geometry.objectives), np.float32)
-        towers.plain(known, trunk.tower, rows, plain)
-        if not len(label):
-            return plain, plain
-        settings, own = self.settings.meta, trunk.tower
-        change = towers.change(
-            known, own, rows, label, towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight)
+        used = len(label)
+        unknown = np.zeros((len(inputs) - used, self._geometry.objectives), np.float32)
+        lists = towers.Lists(
+            unknown, unknown, np.array([len(unknown)]), np.array([modes.FINE_TUNE_ONLY]), np.array([used]),
+            np.arange(used, dtype=np.int32).reshape(1, used), label,
         )  # fmt: skip
-        with torch.inference_mode():
-            start = torch.from_numpy(known.z[:rows].reshape(plain.size, -1))
-            hidden = torch.from_numpy(known.hidden[:rows].reshape(plain.size, -1))
-            z = torch.addmm(start, (hidden @ torch.from_numpy(change.hidden)).add_(1), torch.from_numpy(change.error))
-        fitted = towers.Tower(own.output + change.output, own.bias + change.bias)
-        adapted = np.empty_like(plain)
-        towers.plain(known._replace(z=z.numpy().reshape(rows, -1)), fitted, rows, adapted)
-        return plain, adapted
+        done = network.run(inputs, lists, None)
+        return done.unadapted, done.adapted
 
     def _inputs(self, gathered: F32, ids: U64) -> base.Inputs:
         slot = np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])

@@ -1,7 +1,7 @@
-"""The tower in one native call: plain and adapted scores, the joint loss and every gradient.
+"""The tower and its adaptation in native code: plain and adapted scores, the joint loss and its gradients.
 
-The same mathematics as `models.adaptation` without padding or autograd. Matrices are (rows, O x width): one row per sample,
-its objectives side by side. Sums run in a fixed order, so a row's score is the same bytes in any company.
+The same mathematics as `models.adaptation` without padding or autograd. A row counts once per objective: all matrices here hold
+virtual rows, row i's objective o at i x O + o. Query rows come first, then the distinct support rows.
 """
 
 import math
@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.matrices import Workspace, product, room, turned
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+
+ON = 1
 
 
 class Settings(NamedTuple):
@@ -25,259 +28,314 @@ class Settings(NamedTuple):
     weight: float
 
 
+class Lists(NamedTuple):
+    """L lists over R query rows, their labels and weights (R, O); list t adapts on support rows place[t, :taken[t]]."""
+
+    label: F32
+    weight: F32
+    n_items: I64
+    codes: I64
+    """(L,) `models.modes`: only "on" lists add to the meta loss, adapted or not."""
+    taken: I64
+    place: I32
+    s_label: F32
+    """(U, O) of the distinct support rows."""
+
+
 class Tower(NamedTuple):
-    """Output weights (O, H2) and biases (O,) of the tower; its hidden layer is applied before."""
+    """Output weights (O, H2) and biases (O,); the hidden layer is applied before."""
 
     output: F32
     bias: F32
 
 
 class Meta(NamedTuple):
-    """Meta inputs of N rows: hidden (N, O x H1), pre-activation (N, O x H2), gates (N, *) from column `at`, offset (N, O)."""
+    """Meta inputs of virtual rows: hidden (V, H1), pre-activation (V, H2), gates (V, H2), offsets of the logits (V, 1)."""
 
     hidden: F32
     z: F32
-    gates: F32
-    at: int
+    gate: F32
     offset: F32
-
-
-class Lists(NamedTuple):
-    """Lists over the first R rows; support of list t: rows R + place[t, :taken[t]]; label of distinct support rows (U, O)."""
-
-    n_items: I64
-    codes: I64
-    taken: I64
-    place: I32
-    label: F32
 
 
 class Slopes(NamedTuple):
-    """Gradients for the R query rows and of the output layer, laid out as `Meta` and `Tower`."""
+    """Gradients of the query rows' meta inputs and of the output layer, laid out as `Meta` and `Tower`."""
 
     hidden: F32
     z: F32
-    gates: F32
+    gate: F32
     offset: F32
     output: F32
     bias: F32
 
 
+class Known(NamedTuple):
+    """What every distinct support row says before any inner step: its error (V, 1), and what its hidden layer makes of it."""
+
+    slope: F32
+    active: F32
+    """(V, H2)"""
+    back: F32
+    """(V, H2) derivative of the logit by the pre-activation."""
+
+
 class Change(NamedTuple):
-    """What one task's V virtual rows do: A (V, H1) and transposed, S (V, H2) and transposed, changes of the output."""
+    """What one task does to the tower: W + A'S, with A the hidden inputs of the m virtual rows from `first`, and the output layer.
 
-    rows: F32
-    hidden: F32
+    Rows between those of the task belong to others; their errors are zero, so that they have no say.
+    """
+
+    first: int
     error: F32
-    across: F32
-    output: F32
-    bias: F32
+    """S (m, H2)"""
+    tower: Tower
 
 
 @kernel
-def _dot(a: F32, b: F32) -> np.float32:
-    """Four running sums: independent, yet in an order that never varies."""
-    s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    whole = len(a) - len(a) % 4
-    for j in range(0, whole, 4):
-        s0 += a[j] * b[j]
-        s1 += a[j + 1] * b[j + 1]
-        s2 += a[j + 2] * b[j + 2]
-        s3 += a[j + 3] * b[j + 3]
-    for j in range(whole, len(a)):
-        s0 += a[j] * b[j]
-    return (s0 + s1) + (s2 + s3)
+def _probability(logit: float, label: float) -> tuple[float, float]:
+    """Sigmoid and cross-entropy of a logit."""
+    e = math.exp(-abs(logit))
+    p = 1.0 / (1.0 + e) if logit >= 0 else e / (1.0 + e)
+    return p, max(logit, 0.0) - logit * label + math.log1p(e)
 
 
 @kernel
-def _sigmoid(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+def _activate(z: F32, gate: F32, start: int, out: F32) -> None:
+    """`out` (n, H2) from n virtual rows from `start`."""
+    for v in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            value = z[v, j]
+            out[v, j] = (np.float32(0) if value < 0 else value) * gate[start + v, j]
 
 
 @kernel
-def _cross_entropy(logit: float, label: float) -> float:
-    return max(logit, 0.0) - logit * label + math.log1p(math.exp(-abs(logit)))
+def _logits(active: F32, tower: Tower, offset: F32, start: int, out: F32) -> None:
+    """`out` (n, 1) from n virtual rows from `start`, whose first is of objective 0."""
+    objectives = len(tower.bias)
+    for v in range(len(out)):
+        out[v, 0] = tower.bias[v % objectives] + offset[start + v, 0]
+    for o in range(objectives):
+        product(active[o::objectives], tower.output[o : o + 1].T, out[o::objectives], True)
 
 
 @kernel
-def _activate(z: F32, gate: F32, out: F32) -> None:
-    for j in range(len(out)):
-        out[j] = max(z[j], np.float32(0)) * gate[j]
+def _back(by: F32, z: F32, gate: F32, start: int, output: F32, dz: F32) -> None:
+    """Gradient (n, H2) of the pre-activation `z` (n, H2) from the logits' (n, 1)."""
+    objectives = len(output)
+    for v in range(dz.shape[0]):
+        o, up = v % objectives, by[v, 0]
+        for j in range(dz.shape[1]):
+            dz[v, j] = up * output[o, j] * gate[start + v, j] if z[v, j] > 0 else np.float32(0)
 
 
 @kernel
-def _adapt(meta: Meta, tower: Tower, first: int, place: I32, label: F32, rate: float, steps: int) -> Change:
-    """The inner steps on one task's support rows, `first + place`; virtual rows are (support row, objective)."""
+def _gate_back(by: F32, z: F32, start: int, output: F32, dgate: F32) -> None:
+    """Add the gradient of the gates of n virtual rows from `start`."""
+    objectives = len(output)
+    for v in range(z.shape[0]):
+        o, up = v % objectives, by[v, 0]
+        for j in range(z.shape[1]):
+            value = z[v, j]
+            dgate[start + v, j] += up * output[o, j] * (np.float32(0) if value < 0 else value)
+
+
+@kernel
+def _output_back(by: F32, active: F32, slopes: Slopes) -> None:
+    """Add the gradient of the output layer."""
+    objectives = len(slopes.bias)
+    for v in range(len(by)):
+        slopes.bias[v % objectives] += by[v, 0]
+    for o in range(objectives):
+        product(by[o::objectives].T, active[o::objectives], slopes.output[o : o + 1], True)
+
+
+@kernel
+def _known(meta: Meta, tower: Tower, first: int, label: F32, space: Workspace) -> Known:
+    """The support rows, from virtual row `first`, under the tower as it is."""
     objectives, width = tower.output.shape
-    entry, n = meta.hidden.shape[1] // objectives, len(place) * objectives
-    rows, hidden = np.empty((n, entry), np.float32), np.empty((entry, n), np.float32)
-    error, across = np.zeros((n, width), np.float32), np.empty((width, n), np.float32)
-    output, bias = np.zeros((objectives, width), np.float32), np.zeros(objectives, np.float32)
+    count = label.size
+    slope, active, back, ones = room(space, count, 1), room(space, count, width), room(space, count, width), room(space, count, 1)
+    ones[:] = 1
+    z = meta.z[first : first + count]
+    _activate(z, meta.gate, first, active)
+    _logits(active, tower, meta.offset, first, slope)
+    for v in range(count):
+        y = label[v // objectives, v % objectives]
+        slope[v, 0] = np.float32(_probability(slope[v, 0], y)[0]) - y
+    _back(ones, z, meta.gate, first, tower.output, back)
+    return Known(slope, active, back)
+
+
+@kernel
+def _adapt(
+    meta: Meta,
+    across: F32,
+    tower: Tower,
+    known: Known,
+    support: int,
+    place: I32,
+    label: F32,
+    settings: Settings,
+    space: Workspace,
+) -> Change:
+    """The inner steps on one task's support rows, `place` among those that start at virtual row `support`.
+
+    `across` (H1, V) holds the hidden inputs of all support rows as columns.
+    """
+    objectives, width = tower.output.shape
+    low, high = place.min() * objectives, (place.max() + 1) * objectives
+    error, output, bias = room(space, high - low, width), room(space, objectives, width), room(space, 1, objectives)[0]
+    scale = np.float32(-settings.rate / max(len(place), 1))
+    error[:] = 0
+    output[:] = tower.output
+    bias[:] = tower.bias
     for k in range(len(place)):
-        row = meta.hidden[first + place[k]]
         for o in range(objectives):
-            for j in range(entry):
-                hidden[j, k * objectives + o] = rows[k * objectives + o, j] = row[o * entry + j]
-    products = np.empty((n if steps > 1 else 0, n), np.float32)
-    if steps > 1:
-        products[:] = 1
-        for j in range(entry):
-            for v in range(n):
-                by = hidden[j, v]
-                for u in range(n):
-                    products[v, u] += by * hidden[j, u]
-    scale = np.float32(-rate / max(len(place), 1))
-    z, active, weights = np.empty(width, np.float32), np.empty(width, np.float32), np.empty((objectives, width), np.float32)
-    bias_now = np.empty(objectives, np.float32)
-    before = np.empty_like(error)
-    for step in range(steps):
-        weights[:] = tower.output + output
-        bias_now[:] = tower.bias + bias
-        before[:] = error
-        for v in range(n):
-            k, o = v // objectives, v % objectives
-            row, at = first + place[k], meta.at + o * width
-            z[:] = meta.z[row, o * width : (o + 1) * width]
-            if step > 0:
-                for u in range(n):
-                    by = products[v, u]
-                    for j in range(width):
-                        z[j] += by * before[u, j]
-            gate = meta.gates[row, at : at + width]
-            _activate(z, gate, active)
-            logit = _dot(active, weights[o]) + bias_now[o] + meta.offset[row, o]
-            slope = np.float32(_sigmoid(logit) - label[place[k], o]) * scale
+            v = place[k] * objectives + o
+            by = known.slope[v, 0] * scale
+            bias[o] += by
             for j in range(width):
-                error[v, j] += slope * weights[o, j] * gate[j] if z[j] > 0 else np.float32(0)
-                output[o, j] += slope * active[j]
-            bias[o] += slope
-    for v in range(n):
-        for j in range(width):
-            across[j, v] = error[v, j]
-    return Change(rows, hidden, error, across, output, bias)
+                error[v - low, j] = by * known.back[v, j]
+            for j in range(width):
+                output[o, j] += by * known.active[v, j]
+    change = Change(support + low, error, Tower(output, bias))
+    if settings.steps > 1:
+        products = room(space, high - low, high - low)
+        products[:] = 1
+        product(meta.hidden[support + low : support + high], across[:, low:high], products, True)
+        for _ in range(settings.steps - 1):
+            _next_step(meta, products, change, support, place, label, scale, space)
+    return change
 
 
 @kernel
-def _shifted(hidden: F32, z: F32, change: Change, product: F32, out: F32) -> None:
-    """Pre-activation of one query under a task's change: z + (q A' + 1) S."""
-    product[:] = 1
-    for j in range(len(hidden)):
-        by = hidden[j]
-        for v in range(len(product)):
-            product[v] += by * change.hidden[j, v]
-    out[:] = z
-    for v in range(len(product)):
-        by = product[v]
-        for j in range(len(out)):
-            out[j] += by * change.error[v, j]
-
-
-@kernel
-def _pull_back(slope: F32, change: Change, product: F32, out: F32) -> None:
-    """Add to a query's hidden gradient what flows through the change of rank V: (dz S') A."""
-    product[:] = 0
-    for j in range(len(slope)):
-        by = slope[j]
-        for v in range(len(product)):
-            product[v] += by * change.across[j, v]
-    for v in range(len(product)):
-        by = product[v]
-        for j in range(len(out)):
-            out[j] += by * change.rows[v, j]
-
-
-@kernel
-def plain(meta: Meta, tower: Tower, rows: int, out: F32) -> None:
-    """Probabilities (rows, O) of the tower as it is."""
-    objectives, width = tower.output.shape
-    active = np.empty(width, np.float32)
-    for i in range(rows):
+def _next_step(
+    meta: Meta, products: F32, change: Change, support: int, place: I32, label: F32, scale: np.float32, space: Workspace
+) -> None:
+    """An inner step after the first: a row sees what the others did before through the products of their hidden inputs."""
+    objectives, width = change.tower.output.shape
+    first, count, mark = change.first, len(change.error), space.used[0]
+    z, active, by, back = room(space, count, width), room(space, count, width), room(space, count, 1), room(space, count, width)
+    z[:] = meta.z[first : first + count]
+    product(products, change.error, z, True)
+    _activate(z, meta.gate, first, active)
+    _logits(active, change.tower, meta.offset, first, by)
+    for k in range(len(place)):
         for o in range(objectives):
-            at = meta.at + o * width
-            _activate(meta.z[i, o * width : (o + 1) * width], meta.gates[i, at : at + width], active)
-            out[i, o] = _sigmoid(_dot(active, tower.output[o]) + tower.bias[o] + meta.offset[i, o])
+            v, y = support + place[k] * objectives + o - first, label[place[k], o]
+            by[v, 0] = (np.float32(_probability(by[v, 0], y)[0]) - y) * scale
+    _back(by, z, meta.gate, first, change.tower.output, back)
+    for k in range(len(place)):
+        for o in range(objectives):
+            v = support + place[k] * objectives + o - first
+            change.tower.bias[o] += by[v, 0]
+            for j in range(width):
+                change.error[v, j] += back[v, j]
+            for j in range(width):
+                change.tower.output[o, j] += by[v, 0] * active[v, j]
+    space.used[0] = mark
 
 
 @kernel
-def change(meta: Meta, tower: Tower, rows: int, label: F32, settings: Settings) -> Change:
-    """What the rows after the first `rows`, whose labels (K, O) are given, do to the tower as one task's support."""
-    return _adapt(meta, tower, rows, np.arange(len(label)).astype(np.int32), label, settings.rate, settings.steps)
+def _plain(
+    meta: Meta, tower: Tower, lists: Lists, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes, train: bool,
+    space: Workspace,
+) -> float:  # fmt: skip
+    """Score all rows under the tower as it is; returns the original loss, with the meta loss of lists without support."""
+    objectives, width = tower.output.shape
+    count, end, loss = lists.label.size, 0, 0.0
+    active, by, z = room(space, count, width), room(space, count, 1), meta.z[:count]
+    _activate(z, meta.gate, 0, active)
+    _logits(active, tower, meta.offset, 0, by)
+    for t in range(len(lists.n_items)):
+        start, end = end, end + lists.n_items[t]
+        factor = 1.0 + (settings.weight if lists.codes[t] == ON and lists.taken[t] == 0 else 0.0)
+        for v in range(start * objectives, end * objectives):
+            i, o = v // objectives, v % objectives
+            p, entropy = _probability(by[v, 0], lists.label[i, o])
+            share = lists.weight[i, o] * factor / len(lists.label)
+            unadapted[i, o] = fitted[i, o] = p
+            loss += share * entropy
+            by[v, 0] = share * (p - lists.label[i, o])
+    if not train:
+        return loss
+    slopes.offset[:] = by
+    slopes.hidden[:] = 0
+    slopes.gate[:] = 0
+    slopes.output[:] = 0
+    slopes.bias[:] = 0
+    _back(by, z, meta.gate, 0, tower.output, slopes.z)
+    _gate_back(by, z, 0, tower.output, slopes.gate)
+    _output_back(by, active, slopes)
+    return loss
 
 
 @kernel
-def _descend(z: F32, gate: F32, active: F32, weights: F32, by: np.float32, dz: F32, dgate: F32, dweights: F32) -> None:
-    """Add the gradient of one logit, `by`, to those of pre-activation, gate and output weights; dz is overwritten."""
-    for j in range(len(z)):
-        up = by * weights[j]
-        dgate[j] += up * max(z[j], np.float32(0))
-        dz[j] = up * gate[j] if z[j] > 0 else np.float32(0)
-        dweights[j] += by * active[j]
+def _adapted(
+    meta: Meta, across: F32, change: Change, lists: Lists, begin: int, end: int, share: float, fitted: F32, slopes: Slopes,
+    space: Workspace,
+) -> float:  # fmt: skip
+    """Score rows [begin, end) under a changed tower; `share` of their loss is returned, its gradients are added unless it is 0.
+
+    A query's pre-activation is z + (q A' + 1) S, so its hidden input also gets (dz S') A.
+    """
+    objectives, width = change.tower.output.shape
+    start, stop, low, n, loss = begin * objectives, end * objectives, change.first - lists.label.size, len(change.error), 0.0
+    count = stop - start
+    products, z, active, by = room(space, count, n), room(space, count, width), room(space, count, width), room(space, count, 1)
+    products[:] = 1
+    product(meta.hidden[start:stop], across[:, low : low + n], products, True)
+    z[:] = meta.z[start:stop]
+    product(products, change.error, z, True)
+    _activate(z, meta.gate, start, active)
+    _logits(active, change.tower, meta.offset, start, by)
+    for v in range(count):
+        i, o = begin + v // objectives, v % objectives
+        p, entropy = _probability(by[v, 0], lists.label[i, o])
+        own = lists.weight[i, o] * share
+        fitted[i, o] = p
+        loss += own * entropy
+        by[v, 0] = own * (p - lists.label[i, o])
+    if share > 0:
+        back = room(space, count, width)
+        _back(by, z, meta.gate, start, change.tower.output, back)
+        _gate_back(by, z, start, change.tower.output, slopes.gate)
+        _output_back(by, active, slopes)
+        product(back, turned(change.error, space), products, False)
+        product(products, meta.hidden[change.first : change.first + n], slopes.hidden[start:stop], True)
+        for v in range(count):
+            slopes.offset[start + v, 0] += by[v, 0]
+            for j in range(width):
+                slopes.z[start + v, j] += back[v, j]
+    return loss
 
 
 @kernel
 def learn(
-    meta: Meta,
-    tower: Tower,
-    lists: Lists,
-    label: F32,
-    weight: F32,
-    settings: Settings,
-    unadapted: F32,
-    fitted: F32,
-    slopes: Slopes,
-) -> float:
-    """Score R rows under both towers and return the joint loss; `slopes` receives its gradients (gates from column `at`).
-
-    A list whose code is 1 ("on") adds to the meta loss, adapted or not. Zeroed slopes are not expected: all are written.
-    """
-    objectives, width = tower.output.shape
-    entry, rows = meta.hidden.shape[1] // objectives, len(label)
-    slopes.output[:] = 0
-    slopes.bias[:] = 0
-    slopes.hidden[:] = 0
-    z, active, dz = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    loss, end = 0.0, 0
+    meta: Meta, tower: Tower, lists: Lists, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes, train: bool,
+    space: Workspace,
+) -> float:  # fmt: skip
+    """Score R rows under both towers, (R, O) each, and return the joint loss; when training, `slopes` receives its gradients."""
+    loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
+    support, end = lists.label.size, 0
+    known = _known(meta, tower, support, lists.s_label, space)
+    across = turned(meta.hidden[support:], space)
     for t in range(len(lists.n_items)):
-        start, end = end, end + lists.n_items[t]
-        taken, on = lists.taken[t], lists.codes[t] == 1
-        change = _adapt(
-            meta, tower, rows, lists.place[t, :taken], lists.label, settings.rate, settings.steps if taken else 0
-        )  # fmt: skip
-        weights, bias = tower.output + change.output, tower.bias + change.bias
-        product = np.empty(change.error.shape[0], np.float32)
-        for i in range(start, end):
-            for o in range(objectives):
-                low, at = o * width, meta.at + o * width
-                gate, dgate = meta.gates[i, at : at + width], slopes.gates[i, at : at + width]
-                dzs, dhidden = slopes.z[i, low : low + width], slopes.hidden[i, o * entry : (o + 1) * entry]
-                own = weight[i, o] / rows
-                _activate(meta.z[i, low : low + width], gate, active)
-                logit = np.float64(_dot(active, tower.output[o]) + tower.bias[o] + meta.offset[i, o])
-                p = _sigmoid(logit)
-                unadapted[i, o] = fitted[i, o] = p
-                share = own * (1.0 + settings.weight) if on and taken == 0 else own
-                loss += share * _cross_entropy(logit, label[i, o])
-                by = np.float32(share * (p - label[i, o]))
-                dgate[:] = 0
-                _descend(meta.z[i, low : low + width], gate, active, tower.output[o], by, dzs, dgate, slopes.output[o])
-                slopes.offset[i, o] = by
-                slopes.bias[o] += by
-                if taken == 0:
-                    continue
-                _shifted(meta.hidden[i, o * entry : (o + 1) * entry], meta.z[i, low : low + width], change, product, z)
-                _activate(z, gate, active)
-                logit = np.float64(_dot(active, weights[o]) + bias[o] + meta.offset[i, o])
-                p = _sigmoid(logit)
-                fitted[i, o] = p
-                if not on:
-                    continue
-                share = own * settings.weight
-                loss += share * _cross_entropy(logit, label[i, o])
-                by = np.float32(share * (p - label[i, o]))
-                _descend(z, gate, active, weights[o], by, dz, dgate, slopes.output[o])
-                slopes.offset[i, o] += by
-                slopes.bias[o] += by
-                for j in range(width):
-                    dzs[j] += dz[j]
-                _pull_back(dz, change, product, dhidden)
+        begin, end = end, end + lists.n_items[t]
+        if lists.taken[t] == 0:
+            continue
+        mark = space.used[0]
+        share = settings.weight / len(lists.label) if train and lists.codes[t] == ON else 0.0
+        place = lists.place[t, : lists.taken[t]]
+        change = _adapt(meta, across, tower, known, support, place, lists.s_label, settings, space)
+        loss += _adapted(meta, across, change, lists, begin, end, share, fitted, slopes, space)
+        space.used[0] = mark
     return loss
+
+
+def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:
+    """Numbers that `learn` takes from the workspace, at most."""
+    v, q, gaps = support * objectives, most_items * objectives, 32 * 16
+    known = v * (2 * width + 2 + entry)
+    change = v * (5 * width + 1 + v) + objectives * (width + 1)
+    return rows * objectives * (width + 1) + known + change + q * (v + 3 * width + 1) + gaps

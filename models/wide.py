@@ -66,16 +66,6 @@ def start(views: dict[str, torch.Tensor]) -> None:
         views["wide.numbers"].mul_(NUMBERS_START * max(len(views["wide.numbers"]), 1) ** 0.5)
 
 
-def arrays(views: dict[str, torch.Tensor] | dict[str, F32], plan: Plan) -> Arrays:
-    """What the kernels read or fill; parameters that the plan does not have are empty."""
-    empty = {
-        "scale": np.zeros(2 * plan.objectives, np.float32),
-        "first": np.zeros(0, np.float32),
-        "numbers": np.zeros((0, plan.width), np.float32),
-    }
-    return Arrays(*(np.asarray(views.get(f"wide.{name}", empty[name])) for name in Arrays._fields))
-
-
 def logits(parameters: base.Parameters, x: torch.Tensor, plan: Plan) -> torch.Tensor:
     """The wide part (n, O) of gathered input rows (n, row)."""
     if plan.kind == OFF:
@@ -98,43 +88,56 @@ def logits(parameters: base.Parameters, x: torch.Tensor, plan: Plan) -> torch.Te
 
 
 @kernel
-def _terms(x: F32, plan: Plan, own: Arrays, total: F32) -> tuple[np.float32, np.float32]:
-    """First-order sum and products of one row; `total` (E,) receives the sum of the vectors."""
+def cut(flat: F32, at: int, plan: Plan) -> Arrays:
+    """The parameters, or their gradients, in the flat vector from `at`; those that the plan does not have are empty."""
+    first = at + 2 * plan.objectives
+    numbers = first + plan.numbers
+    if plan.kind == OFF:
+        return Arrays(flat[:0], flat[:0], flat[:0].reshape(0, plan.width))
+    return Arrays(
+        flat[at:first], flat[first:numbers], flat[numbers : numbers + plan.numbers * plan.width].reshape(-1, plan.width)
+    )
+
+
+@kernel
+def _terms(x: F32, i: int, plan: Plan, own: Arrays, total: F32) -> tuple[np.float32, np.float32]:
+    """First-order sum and products of row i; row 0 of `total` (2, E) receives the sum of the vectors."""
     width, embedded = plan.width, plan.categories * plan.width
     first, products = np.float32(0), np.float32(0)
-    for j in range(len(x) - plan.categories, len(x)):
-        first += x[j]
-    if plan.kind == 1:
+    for j in range(x.shape[1] - plan.categories, x.shape[1]):
+        first += x[i, j]
+    if plan.kind == PRODUCT:
         if plan.user >= 0 and plan.item >= 0:
             for d in range(width):
-                products += x[plan.user * width + d] * x[plan.item * width + d]
+                products += x[i, plan.user * width + d] * x[i, plan.item * width + d]
         return first, products
     total[:] = 0
     for c in range(plan.categories):
         for d in range(width):
-            value = x[c * width + d]
-            total[d] += value
-            products -= value * value
+            value = x[i, c * width + d]
+            total[0, d] += value
+            total[1, d] += value * value
     for j in range(plan.numbers):
-        by = x[embedded + j]
+        by = x[i, embedded + j]
         first += by * own.first[j]
         for d in range(width):
             value = by * own.numbers[j, d]
-            total[d] += value
-            products -= value * value
+            total[0, d] += value
+            total[1, d] += value * value
     for d in range(width):
-        products += total[d] * total[d]
+        products += total[0, d] * total[0, d] - total[1, d]
     return first, products * np.float32(0.5)
 
 
 @kernel
 def forward(x: F32, plan: Plan, own: Arrays, offset: F32) -> None:
     """Fill `offset` (n, O) with the wide part of gathered rows (n, row)."""
-    total = np.empty(plan.width, np.float32)
+    if plan.kind == OFF:
+        offset[:] = 0
+        return
+    total = np.empty((2, plan.width), np.float32)
     for i in range(len(x)):
-        first, products = np.float32(0), np.float32(0)
-        if plan.kind > 0:
-            first, products = _terms(x[i], plan, own, total)
+        first, products = _terms(x, i, plan, own, total)
         for o in range(plan.objectives):
             offset[i, o] = first * own.scale[2 * o] + products * own.scale[2 * o + 1]
 
@@ -142,15 +145,15 @@ def forward(x: F32, plan: Plan, own: Arrays, offset: F32) -> None:
 @kernel
 def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F32) -> None:
     """Fill `slope` and add to `dx` (R, row) from the gradient of the first R rows' wide part (R, O)."""
+    if plan.kind == OFF:
+        return
     width, embedded = plan.width, plan.categories * plan.width
-    total = np.empty(width, np.float32)
+    total = np.empty((2, width), np.float32)
     slope.scale[:] = 0
     slope.first[:] = 0
     slope.numbers[:] = 0
-    if plan.kind == 0:
-        return
     for i in range(len(dx)):
-        first, products = _terms(x[i], plan, own, total)
+        first, products = _terms(x, i, plan, own, total)
         up_first, up = np.float32(0), np.float32(0)
         for o in range(plan.objectives):
             slope.scale[2 * o] += doffset[i, o] * first
@@ -159,7 +162,7 @@ def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F
             up += doffset[i, o] * own.scale[2 * o + 1]
         for j in range(dx.shape[1] - plan.categories, dx.shape[1]):
             dx[i, j] += up_first
-        if plan.kind == 1:
+        if plan.kind == PRODUCT:
             if plan.user >= 0 and plan.item >= 0:
                 for d in range(width):
                     dx[i, plan.user * width + d] += up * x[i, plan.item * width + d]
@@ -167,9 +170,9 @@ def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F
             continue
         for c in range(plan.categories):
             for d in range(width):
-                dx[i, c * width + d] += up * (total[d] - x[i, c * width + d])
+                dx[i, c * width + d] += up * (total[0, d] - x[i, c * width + d])
         for j in range(plan.numbers):
             by = x[i, embedded + j]
             slope.first[j] += up_first * by
             for d in range(width):
-                slope.numbers[j, d] += up * by * (total[d] - own.numbers[j, d] * by)
+                slope.numbers[j, d] += up * by * (total[0, d] - own.numbers[j, d] * by)
