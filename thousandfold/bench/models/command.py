@@ -135,7 +135,9 @@ def models(
 
 def _show(console: Console, made: list[studies.Study], rows: list[report.Row]) -> None:
     for one in made:
-        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one), tables.gates(one)]))
+        # Gates of a dozen ablations fill a screen; the page has them.
+        gates = tables.gates(one) if one.reference == zoo.ALONE else None
+        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one), gates]))
         for grid in grids:
             console.print(tables.terminal(grid))
         for notice in one.notices:
