@@ -1,8 +1,8 @@
 """SAR-Net (Shen et al. 2021): inputs attended to and transformed by scenario, then shared and own debias experts.
 
 * Attention (section 3.2) weighs behaviour by scenario in the paper. Here a row is a point, so the fields are weighed: softmax
-  over categories of <what tells the scenario apart, mapped to a query; the field's embedding>, times their number, so that
-  equal attention is a factor of one.
+  over categories of <query; the field's embedding> + what the scenario thinks of the field as such, times their number, so
+  that equal attention is a factor of one. Query and opinion are a layer over what tells the scenario apart.
 * Scenario-specific transform (section 3.3): x x scale + shift, both the scenario's own; they start at one and zero.
 * Mixture of debias experts (section 3.4): experts that all scenarios share and experts of the scenario, mixed by a gate per
   objective. The scenario's experts start as shared ones of their own and become the scenario's as its rows earn it. The
@@ -29,7 +29,7 @@ class SarNet(parts.Network):
 
     def _shapes(self) -> base.Shapes:
         inputs, slots = self.geometry.dense, self.head.slots
-        found = parts.layer("attention", len(self.scenario), self.geometry.width)
+        found = parts.layer("attention", len(self.scenario), self.geometry.width + len(self.geometry.categories))
         found |= {"own.transform.scale": (slots, inputs), "own.transform.shift": (slots, inputs)}
         found |= parts.stacked("expert", self.shared + self.own, self.widths)
         found |= parts.stacked("own.expert", slots * self.own, self.widths)
@@ -58,9 +58,10 @@ class SarNet(parts.Network):
 
     def _attention(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
         g = self.geometry
-        query = parts.linear(parameters, "attention", inputs.x[:, self.scenario])
+        seen = parts.linear(parameters, "attention", inputs.x[:, self.scenario])
+        query, opinion = seen[:, : g.width], seen[:, g.width :]
         fields = inputs.x[:, : g.embedded].view(-1, len(g.categories), g.width)
-        return len(g.categories) * torch.softmax(torch.bmm(fields, query.unsqueeze(2)).squeeze(2) / g.width**0.5, 1)
+        return len(g.categories) * torch.softmax(torch.bmm(fields, query.unsqueeze(2)).squeeze(2) + opinion, 1)
 
     def _gate(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
         seen = torch.cat([inputs.x[:, self.scenario], inputs.x[:, : self.geometry.dense]], 1)

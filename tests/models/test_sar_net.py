@@ -11,8 +11,8 @@ def test_it_equals_a_plain_loop_over_rows_and_experts() -> None:
     found, g = networks.logits(network, p, inputs), network.geometry
     for i in range(networks.ROWS):
         slot, earned, row = int(inputs.slot[i]), inputs.earned[i], inputs.x[i]
-        query = row[network.scenario] @ p["attention.weight"] + p["attention.bias"]
-        share = torch.softmax(torch.stack([row[g.span(c)] @ query for c in g.categories]) / g.width**0.5, 0)
+        seen = row[network.scenario] @ p["attention.weight"] + p["attention.bias"]
+        share = torch.softmax(torch.stack([row[g.span(c)] @ seen[: g.width] for c in g.categories]) + seen[g.width :], 0)
         fields = [len(g.categories) * share[k] * row[g.span(c)] for k, c in enumerate(g.categories)]
         x = torch.cat([*fields, row[g.embedded : g.dense]])
         x = x * (1 + earned * p["own.transform.scale"][slot]) + earned * p["own.transform.shift"][slot]
