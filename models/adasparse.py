@@ -1,8 +1,10 @@
 """AdaSparse (Yang et al. 2022): after every hidden layer a pruner leaves out the neurons that a scenario does not need.
 
-* Domain-adaptive pruner (section 3.2): factors of a layer's neurons from [what tells the scenario apart; the layer], fusion
+The points are the parts of the paper, by name.
+
+* Domain-aware pruner: factors of a layer's neurons from [what tells the scenario apart; the layer], fusion
   form: gamma x sigmoid(z), and zero below `model.prune_below`, so that what remains is scaled as well.
-* Sparsity control (section 3.3): the paper pulls the pruned share between r_min and r_max by a regulariser. Here the share is
+* Sparsity control: the paper pulls the pruned share between r_min and r_max by a regulariser. Here the share is
   kept there outright: of a row's layer, at least `model.prune_least` and at most `model.prune_most` are left out, those with
   the smallest factors. No term of the loss is needed, and no row is pruned beyond the bound on the average of a batch. The
   paper's growing sharpness is left out: a model that never stops learning has no end of training to sharpen towards.

@@ -1,7 +1,9 @@
 """HAMUR (Li et al. 2023): adapters between layers whose narrow middle is generated for every instance.
 
-* Domain-specific adapter (section 3.2): h + norm(up(act(down(h)))), narrow in the middle, beside a network that all share.
-* Shared hyper-network (section 3.3): an instance generates a matrix I of rank x rank; the adapter's weights are U I V, down
+The points are the parts of the paper, by name.
+
+* Domain-specific adapter: h + norm(up(act(down(h)))), narrow in the middle, beside a network that all share.
+* Shared hyper-network: an instance generates a matrix I of rank x rank; the adapter's weights are U I V, down
   and up, with U and V the scenario's own. The products run through the low rank and no weight is ever built. U and V are the
   shared ones plus the scenario's change, as far as its rows have earned it.
 * Domain norm: the paper normalises by the moments of a scenario's rows in the batch, and so a row's score depends on its

@@ -1,11 +1,13 @@
 """M2M (Zhang et al. 2022): what tells a scenario apart generates weights, of the attention over experts and of the tower.
 
-* Backbone (section 3.3): experts read the whole row; every objective has a view of its own.
-* Meta unit (section 3.4.1): scenario knowledge s, a rectified layer over the scenario's features, gives a layer its weights,
+The points are the parts of the paper, by name.
+
+* Backbone: experts read the whole row; every objective has a view of its own.
+* Meta unit: scenario knowledge s, a rectified layer over the scenario's features, gives a layer its weights,
   W = reshape(V s + v), b = U s + u. They are a row's own and are never built per scenario, so there is nothing to own.
-* Meta attention (section 3.4.2): of an objective over a row's own experts, softmax_i of v . relu(Meta([expert_i; view])).
+* Meta attention: of an objective over a row's own experts, softmax_i of v . relu(Meta([expert_i; view])).
   Nothing attends to other rows of the batch: their number and order do not exist for a row.
-* Meta tower (section 3.4.3): relu(Meta(R) + R) of what the attention took, before the tower that all scenarios share.
+* Meta tower: relu(Meta(R) + R) of what the attention took, before the tower that all scenarios share.
 """
 
 import torch

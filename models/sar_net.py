@@ -1,10 +1,12 @@
 """SAR-Net (Shen et al. 2021): inputs attended to and transformed by scenario, then shared and own debias experts.
 
-* Attention (section 3.2) weighs behaviour by scenario in the paper. Here a row is a point, so the fields are weighed: softmax
+The points are the parts of the paper, by name.
+
+* Attention weighs behaviour by scenario in the paper. Here a row is a point, so the fields are weighed: softmax
   over categories of <query; the field's embedding> + what the scenario thinks of the field as such, times their number, so
   that equal attention is a factor of one. Query and opinion are a layer over what tells the scenario apart.
-* Scenario-specific transform (section 3.3): x x scale + shift, both the scenario's own; they start at one and zero.
-* Mixture of debias experts (section 3.4): experts that all scenarios share and experts of the scenario, mixed by a gate per
+* Scenario-specific transform: x x scale + shift, both the scenario's own; they start at one and zero.
+* Mixture of debias experts: experts that all scenarios share and experts of the scenario, mixed by a gate per
   objective. The scenario's experts start as shared ones of their own and become the scenario's as its rows earn it. The
   paper's fairness coefficients are the weights of the rows' losses, which every model here takes.
 """

@@ -1,7 +1,7 @@
 """SASS (Taobao 2022, "Scenario-Adaptive and Self-Supervised Model for Multi-Scenario Personalized Recommendation"), to rank.
 
 A global network reads every scenario's rows; a scenario's network is the same changed by weights of its own, as far as its
-rows have earned them. At every hidden layer before the tower (ML-SAT, section 3.2 of the paper) an adaptive gate says how
+rows have earned them. Transfer: at every hidden layer before the tower an adaptive gate says how
 much of the global layer passes, and an update gate how much of the mixture is that and how much the scenario's own layer:
 
     a = sigmoid(A [g; s; b]),   u = sigmoid(U [g; s; b]),   z = u x a x g + (1 - u) x s
