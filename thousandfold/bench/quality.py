@@ -168,9 +168,7 @@ def override(config: configuration.Config, key: str, value: Any) -> configuratio
     return msgspec.structs.replace(config, **{section: changed})
 
 
-def choose(
-    config: configuration.Config, inputs: protocol.Inputs, say: Say = print, names: Sequence[str] = ()
-) -> dict[str, Any]:
+def choose(config: configuration.Config, inputs: protocol.Inputs, say: Say = print, names: Sequence[str] = ()) -> dict[str, Any]:
     """Settings by the mean of AUC and GAUC of the first objective on the first fifth of the log, of which half is burn-in.
 
     Model settings one after the other (`GRIDS`), seed 0, from those of the configuration; the baselines' rates by themselves,
