@@ -143,14 +143,14 @@ def _check_labels(packed: Columns, layout: Layout) -> None:
                 raise Refused(plan.MALFORMED, f"column `{name}` holds a value outside [0, 1]")
             continue
         for column, objective in zip(packed[name].T, layout.declared, strict=True):
-            problem = _problem(column, objective)
+            problem = problem_of(column, objective)
             if problem:
                 raise Refused(plan.MALFORMED, f'column `{name}` of objective "{objective.name}" holds {problem}')
     if (np.isnan(packed["label"]) & (packed["weight"] > 0)).any():
         raise Refused(plan.MALFORMED, "column `weight` is above 0 where there is no label")
 
 
-def _problem(label: npt.NDArray[np.float32], objective: config.Objective) -> str:
+def problem_of(label: npt.NDArray[np.float32], objective: config.Objective) -> str:
     """What labels (n,) are not those of their objective, in words, or an empty string."""
     known = label[~np.isnan(label)]
     kind, classes = objective.kind, objective.classes

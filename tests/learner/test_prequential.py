@@ -204,7 +204,7 @@ def of_kinds(lists: int, seed: int) -> Stream:
     rng, base = np.random.default_rng(seed), stream(lists, seed)
     rows = len(base.label)
     power = rng.dirichlet(np.ones(3), (3, rows))
-    columns = [base.scores, power, rng.normal(3, 1, (3, rows, 1)), rng.integers(0, 9, (3, rows, 1)) / 9]
+    columns: list[npt.NDArray[Any]] = [base.scores, power, rng.normal(3, 1, (3, rows, 1)), rng.integers(0, 9, (3, rows, 1)) / 9]
     label = np.column_stack([base.label[:, 0], rng.integers(0, 3, rows), rng.normal(3, 1, rows), rng.choice([0, 0, 1, 5], rows)])
     label[rng.random(label.shape) < 0.2] = np.nan
     label[np.repeat(base.scenario == FEED, base.n_items), 0] = np.nan

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from learner import episodes
 from state import config as configuration
 from state import events, ids, spec
 from thousandfold.data import blocks
@@ -111,14 +112,46 @@ def from_blocks(config: configuration.Config, world: blocks.World, found: Sequen
     ts = np.concatenate([b.ts_ms for b in found])
     names = dict(zip(scenario_ids.tolist(), world.scenarios, strict=True))
     lists = events.Lists(request, user_ids[user], scenario_ids[scenario], ts, n_items, item_ids[item], matrix, numbers, names)
-    labels = [
-        [blocks.labels(b, world.kinds.index(o.action)) for b in found] for o in config.objectives if o.action in world.kinds
-    ]
-    if len(labels) < len(config.objectives):
+    label = np.stack([_block_label(o, world, found) for o in config.objectives], 1)
+    return Log(lists, _existing(config, lists, label), _actions_of(config, world, found, lists, item_ids))
+
+
+def _block_label(objective: configuration.Objective, world: blocks.World, found: Sequence[blocks.Block]) -> F32:
+    """(R,) of a binary or ranking objective; the actions of blocks have no values."""
+    if objective.kind in {"multiclass", "regression"}:
+        raise LogError(
+            f'objectives: "{objective.name}" is {objective.kind}, but actions of {world.name} have no values; use a Parquet file'
+        )
+    gains = dict.fromkeys(objective.kinds, 1.0) | objective.weights
+    if not set(gains) <= set(world.kinds):
         raise LogError(f"objectives: {world.name} knows the actions {', '.join(world.kinds)} only")
-    return Log(
-        lists, np.stack([np.concatenate(parts) for parts in labels], 1), _actions_of(config, world, found, lists, item_ids)
-    )
+    acted = [np.concatenate([blocks.labels(b, world.kinds.index(kind)) for b in found]) * gain for kind, gain in gains.items()]
+    label: F32 = np.max(acted, 0).astype(np.float32)
+    return label
+
+
+def _existing(config: configuration.Config, lists: events.Lists, label: F32) -> F32:
+    """Labels (R, O), NaN in scenarios that do not have the objective."""
+    for o, objective in enumerate(config.objectives):
+        if objective.scenarios:
+            own = np.array([ids.of(name) for name in objective.scenarios], np.uint64)
+            label[np.repeat(~np.isin(lists.scenario, own), lists.n_items), o] = np.nan
+    return label
+
+
+def binary_only(config: configuration.Config, what: str) -> None:
+    """Refuse objectives that `what` cannot measure.
+
+    Raises:
+        LogError: an objective is not binary, or exists in some scenarios only.
+    """
+    for o in config.objectives:
+        if o.kind != "binary" or o.scenarios:
+            which = f"is {o.kind}" if o.kind != "binary" else "exists in some scenarios only"
+            raise LogError(
+                f'objectives: "{o.name}" {which}; {what} compares binary objectives of every scenario. The figures of every kind '
+                "are those of the learner: use thousandfold replay, or thousandfold transfer"
+            )
 
 
 def _sources(world: blocks.World) -> list[str]:
@@ -190,8 +223,8 @@ def read(config: configuration.Config, data: pathlib.Path, actions: pathlib.Path
     first = pl.col("time").min().over("request")
     table = table.sort([first, pl.col("request").rank("dense").over(pl.lit(1))], maintain_order=True)
     per_list = _lists_of(table, data)
-    label = _labels(config, table, data)
     lists = _table_lists(config, table, per_list, data)
+    label = _existing(config, lists, _labels(config, table, data))
     made = _label_actions(config, lists, label)
     if actions is None:
         return Log(lists, label, made)
@@ -248,6 +281,15 @@ def _times(table: pl.DataFrame, file: pathlib.Path) -> pl.Series:
     raise LogError(f'{file}: column "time" is {time.dtype}; use a timestamp, or integer milliseconds')
 
 
+FORMS = {
+    "binary": "0 or 1",
+    "multiclass": "the number of a class, or null",
+    "regression": "a number, or null",
+    "ranking": "0 or how much the action on it counts",
+}
+"""What a column of labels holds, by kind of objective."""
+
+
 class _PerList(NamedTuple):
     start: I64
     n_items: npt.NDArray[np.int32]
@@ -273,17 +315,22 @@ def _lists_of(table: pl.DataFrame, file: pathlib.Path) -> _PerList:
 def _labels(config: configuration.Config, table: pl.DataFrame, file: pathlib.Path) -> F32:
     columns = []
     for objective in config.objectives:
-        _need(table, file, (objective.name,), f'objective "{objective.name}" needs its label there, 0 or 1')
+        _need(table, file, (objective.name,), f'objective "{objective.name}" needs its label there, {FORMS[objective.kind]}')
         series = table[objective.name]
         if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-            raise LogError(f'{file}: column "{objective.name}" is {series.dtype}; a label is 0 or 1')
+            raise LogError(f'{file}: column "{objective.name}" is {series.dtype}; a label is {FORMS[objective.kind]}')
         label = series.cast(pl.Float32).to_numpy()
-        if not np.isin(label, (0, 1)).all():
+        problem = episodes.problem_of(label, objective) if objective.kind != "binary" else ""
+        if problem:
+            raise LogError(f'{file}: column "{objective.name}" holds {problem}; a label is {FORMS[objective.kind]}')
+        if objective.kind == "binary" and not np.isin(label, (0, 1)).all():
             bad = next(v for v in series.to_list() if v not in {0, 1})
             raise LogError(f'{file}: column "{objective.name}" holds {bad!r}; a label is 0 or 1 and never null or NaN')
-        if label.min() == label.max():
-            raise LogError(f'{file}: objective "{objective.name}" has no labels to tell apart: all are {label[0]:g}')
-        columns.append(label)
+        known = label[~np.isnan(label)]
+        if not len(known) or known.min() == known.max():
+            said = f"all are {known[0]:g}" if len(known) else "all are null"
+            raise LogError(f'{file}: objective "{objective.name}" has no labels to tell apart: {said}')
+        columns.append(np.array(label))
     return np.stack(columns, 1)
 
 
@@ -335,7 +382,9 @@ def _label_actions(config: configuration.Config, lists: events.Lists, label: F32
     of_row = np.repeat(np.arange(len(lists.ts)), lists.n_items)
     parts = []
     for o, objective in enumerate(config.objectives):
-        rows = np.flatnonzero(label[:, o])
+        # Where values are labels, a row without action has none.
+        valued = objective.kind in {"multiclass", "regression"}
+        rows = np.flatnonzero(np.isfinite(label[:, o]) if valued else np.nan_to_num(label[:, o]))
         parts.append((rows, np.full(len(rows), config.action_kinds.index(objective.action))))
     rows, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
     kept = np.unique(np.stack([rows, kind]), axis=1)

@@ -240,14 +240,19 @@ def lag_of(text: str) -> protocol.Lag:
 
 
 def open_log(
-    config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print
-) -> logs.Log:
+    config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print,
+    what: str = "this benchmark",
+) -> logs.Log:  # fmt: skip
     """The log that `--data` names: "ml1m", "simulate" or a Parquet file; `limit` keeps the lists of the first rows.
+
+    With `what`, who measures it: objectives of other kinds than binary, or of single scenarios, are refused; "" takes them.
 
     Raises:
         LogError: the file cannot be measured.
         DataError: MovieLens-1M cannot be had.
     """
+    if what:
+        logs.binary_only(config, what)
     if data not in {"ml1m", "simulate"}:
         log = logs.read(config, pathlib.Path(data), actions)
         return log if limit is None else logs.head(log, limit)

@@ -228,10 +228,10 @@ def world(ratings: Ratings, *, loved: bool = False) -> blocks.World:
 
 def block(
     ratings: Ratings,
-    delay: blocks.Delay = blocks.Delay(),
+    delay: blocks.Delay = blocks.Delay(),  # noqa: B008  (immutable)
     seed: int = 0,
     *,
-    loved: bool = False,  # noqa: B008  (immutable)
+    loved: bool = False,
 ) -> blocks.Block:
     """All 471,163 lists: a user's ratings of one second, in the order of the file; a rating above 3 is a click.
 
