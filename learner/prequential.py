@@ -17,9 +17,25 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from learner import counting
+from learner.counting import (
+    BINARY,
+    BUCKETS,
+    COUNT,
+    KINDS,
+    LOSS,
+    MULTICLASS,
+    PAIR_SUMS,
+    POSITIVE,
+    PREDICTED,
+    RANKING,
+    REGRESSION,
+    SUMS,
+    WEIGHT,
+    auc,
+)  # fmt: skip
 from models import losses
 from state import ids
-from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -28,18 +44,11 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 VARIANTS = ("adapted", "unadapted", "river")
-BUCKETS = 1000
 GAUC_ROWS = 1_000_000
 OTHER = "other"
 ALL = "(all)"
-LOSS, PREDICTED, POSITIVE, WEIGHT, COUNT = range(5)
-"""Sums: logloss, of a regression squared error; predictions, of a multiclass objective right ones; labels; weights; rows."""
-KINDS = ("binary", "multiclass", "regression", "ranking")
-BINARY, MULTICLASS, REGRESSION, RANKING = range(4)
 LOGARITHMIC, ADDITIVE = np.array([BINARY, MULTICLASS]), np.array([BINARY, REGRESSION])
 """Kinds that have a logloss, and those whose predictions and labels have comparable sums."""
-_SUMS = 5
-_PAIR_SUMS = 5
 
 
 class Quality(NamedTuple):
@@ -70,203 +79,6 @@ class Gain(NamedTuple):
     logloss: float
     stderr: float
     auc: float
-
-
-@kernel
-def _count(hist: F64, sums: F64, s: int, o: int, v: int, p: float, y: float, w: float) -> float:
-    """Count one score and return its logloss, or NaN if it does not count (no number in [0, 1], or no weight)."""
-    if not (p >= 0.0 and p <= 1.0) or w <= 0.0:
-        return np.nan
-    bucket = min(int(p * BUCKETS), BUCKETS - 1)
-    clipped = min(max(p, 1e-7), 1.0 - 1e-7)
-    loss = -(y * np.log(clipped) + (1.0 - y) * np.log(1.0 - clipped))
-    hist[s, o, v, 1, bucket] += w * y
-    hist[s, o, v, 0, bucket] += w * (1.0 - y)
-    sums[s, o, v, LOSS] += w * loss
-    sums[s, o, v, PREDICTED] += w * p
-    sums[s, o, v, POSITIVE] += w * y
-    sums[s, o, v, WEIGHT] += w
-    sums[s, o, v, COUNT] += 1.0
-    return float(loss)
-
-
-@kernel
-def _count_other(sums: F64, s: int, o: int, v: int, kind: int, found: F32, y: float, w: float) -> float:
-    """The same for the outputs `found` of an objective that is not binary; a ranking has no loss of single rows."""
-    if w <= 0.0 or not np.all(np.isfinite(found)):
-        return np.nan
-    sums[s, o, v, WEIGHT] += w
-    sums[s, o, v, COUNT] += 1.0
-    if kind == 3:
-        return np.nan
-    if kind == 1:
-        loss = -np.log(min(max(np.float64(found[int(y)]), 1e-7), 1.0))
-        sums[s, o, v, PREDICTED] += w if np.argmax(found) == int(y) else 0.0
-    else:
-        loss = (np.float64(found[0]) - y) ** 2
-        sums[s, o, v, PREDICTED] += w * np.float64(found[0])
-    sums[s, o, v, LOSS] += w * loss
-    sums[s, o, v, POSITIVE] += w * y
-    return float(loss)
-
-
-@kernel
-def _update(
-    shape: I64, slots: I32, users: U64, n_items: npt.NDArray[Any], scores: F32, label: F32, weight: F32, hist: F64, sums: F64,
-    pair: F64, ring_slot: I32, ring_user: U64, ring_score: F32, ring_label: F32, ring_weight: F32, ring_list: I64, total: I64,
-    losses: F64,
-) -> None:  # fmt: skip
-    """One pass over the rows: cumulative sums, the ring of rows, and each list's mean adapted loss of its first objective.
-
-    `shape` (O, 3) has the kind, first output and number of outputs of each objective. A list's first objective is the first
-    that it has labels of.
-    """
-    variants, objectives, outputs = scores.shape[0], label.shape[1], scores.shape[2]
-    row = 0
-    difference, held = np.zeros(objectives), np.zeros(objectives)
-    loss = np.zeros(variants)
-    for i in range(len(slots)):
-        s = slots[i]
-        difference[:], held[:] = 0.0, 0.0
-        losses[i], first = 0.0, 0.0
-        begin, lead = total[0], 0
-        while lead < objectives - 1 and np.all(np.isnan(label[row : row + n_items[i], lead])):
-            lead += 1
-        for r in range(row, row + n_items[i]):
-            at = total[0] % len(ring_slot)
-            ring_slot[at], ring_user[at] = s, users[i]
-            if len(ring_list):
-                ring_list[at] = begin
-            for v in range(variants):
-                for c in range(outputs):
-                    ring_score[at, v, c] = scores[v, r, c]
-            total[0] += 1
-            for o in range(objectives):
-                y, w = label[r, o], weight[r, o]
-                ring_label[at, o], ring_weight[at, o] = y, w
-                kind, a = shape[o, 0], shape[o, 1]
-                for v in range(variants):
-                    if kind == 0:
-                        loss[v] = _count(hist, sums, s, o, v, np.float64(scores[v, r, a]), y, w)
-                    else:
-                        loss[v] = _count_other(sums, s, o, v, kind, scores[v, r, a : a + shape[o, 2]], y, w)
-                if loss[0] == loss[0] and loss[1] == loss[1]:
-                    difference[o] += w * (loss[1] - loss[0])
-                    held[o] += w
-                if o == lead and loss[0] == loss[0]:
-                    losses[i] += w * loss[0]
-                    first += w
-        row += n_items[i]
-        losses[i] = losses[i] / first if first > 0.0 else np.nan
-        for o in range(objectives):
-            d, n = difference[o], held[o]
-            pair[s, o, 0] += d
-            pair[s, o, 1] += n
-            pair[s, o, 2] += d * d
-            pair[s, o, 3] += d * n
-            pair[s, o, 4] += n * n
-
-
-@kernel
-def _window(shape: I64, slots: I32, scores: F32, label: F32, weight: F32, hist: F64, sums: F64) -> None:
-    """The cumulative sums of `_update` over the rows of a window."""
-    for r in range(len(slots)):
-        s = slots[r]
-        for o in range(label.shape[1]):
-            y, w, kind, a = label[r, o], weight[r, o], shape[o, 0], shape[o, 1]
-            for v in range(scores.shape[1]):
-                if kind == 0:
-                    _count(hist, sums, s, o, v, np.float64(scores[r, v, a]), y, w)
-                else:
-                    _count_other(sums, s, o, v, kind, scores[r, v, a : a + shape[o, 2]], y, w)
-
-
-@kernel
-def _grouped(shape: I64, kind: int, order: I64, group: U64, slots: I32, scores: F32, label: F32, weight: F32, out: F64) -> None:
-    """Add to `out` (S, O, V, 2) the weighted sum of the groups' AUCs and its weight, for the objectives of one kind.
-
-    `order` sorts the rows by group.
-    """
-    rows = len(order)
-    start = 0
-    while start < rows:
-        stop = start + 1
-        while stop < rows and group[order[stop]] == group[order[start]]:
-            stop += 1
-        members = order[start:stop]
-        s = slots[members[0]]
-        for o in range(label.shape[1]):
-            if shape[o, 0] != kind:
-                continue
-            for v in range(scores.shape[1]):
-                found = scores[:, v, shape[o, 1]]
-                if kind == 0:
-                    value, mass = _group_auc(members, found, label[:, o], weight[:, o])
-                else:
-                    value, mass = _list_auc(members, found, label[:, o], weight[:, o])
-                if mass > 0.0:
-                    out[s, o, v, 0] += value * mass
-                    out[s, o, v, 1] += mass
-        start = stop
-
-
-@kernel
-def _group_auc(members: I64, scores: F32, label: F32, weight: F32) -> tuple[float, float]:
-    """(AUC, weight of the rows) of one group, (0, 0) if it lacks one of the labels."""
-    n = 0
-    p, plus, minus = np.empty(len(members)), np.empty(len(members)), np.empty(len(members))
-    pluses = minuses = 0.0
-    for r in members:
-        if scores[r] == scores[r] and weight[r] > 0.0:
-            p[n], plus[n], minus[n] = scores[r], weight[r] * label[r], weight[r] * (1.0 - label[r])
-            pluses += plus[n]
-            minuses += minus[n]
-            n += 1
-    if pluses <= 0.0 or minuses <= 0.0:
-        return 0.0, 0.0
-    order = np.argsort(p[:n])
-    below = won = 0.0
-    i = 0
-    while i < n:
-        j = i
-        tied_plus = tied_minus = 0.0
-        while j < n and p[order[j]] == p[order[i]]:
-            tied_plus += plus[order[j]]
-            tied_minus += minus[order[j]]
-            j += 1
-        won += tied_plus * (below + tied_minus / 2.0)
-        below += tied_minus
-        i = j
-    return won / (pluses * minuses), pluses + minuses
-
-
-@kernel
-def _list_auc(members: I64, scores: F32, label: F32, weight: F32) -> tuple[float, float]:
-    """(AUC over pairs with unlike labels, each weighted by their difference; weight of the rows), (0, 0) without such pairs."""
-    won = pairs = mass = 0.0
-    for r in members:
-        if not (scores[r] == scores[r] and weight[r] > 0.0):
-            continue
-        mass += weight[r]
-        for q in members:
-            if label[r] > label[q] and scores[q] == scores[q] and weight[q] > 0.0:
-                share = weight[r] * weight[q] * (label[r] - label[q])
-                pairs += share
-                won += share if scores[r] > scores[q] else share / 2.0 if scores[r] == scores[q] else 0.0
-    return (won / pairs, mass) if pairs > 0.0 else (0.0, 0.0)
-
-
-def auc(hist: F64) -> F64:
-    """AUC of histograms (..., 2, buckets), label first; ties count half. NaN where a label is missing.
-
-    >>> auc(np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])).round(4).item()
-    0.9444
-    """
-    minus, plus = hist[..., 0, :], hist[..., 1, :]
-    below = np.cumsum(minus, -1) - minus
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out: F64 = np.asarray((plus * (below + minus / 2)).sum(-1) / (plus.sum(-1) * minus.sum(-1)))
-    return out
 
 
 @dataclasses.dataclass
@@ -325,8 +137,8 @@ class Prequential:
 
     def _allocate(self, slots: int) -> None:
         shape = (slots, len(self.objectives), len(VARIANTS))
-        self._hist, self._sums = np.zeros((*shape, 2, BUCKETS)), np.zeros((*shape, _SUMS))
-        self._pair = np.zeros((*shape[:2], _PAIR_SUMS))
+        self._hist, self._sums = np.zeros((*shape, 2, BUCKETS)), np.zeros((*shape, SUMS))
+        self._pair = np.zeros((*shape[:2], PAIR_SUMS))
 
     def _slot(self, scenario: int, names: dict[int, str]) -> int:
         found = self._slots.get(scenario)
@@ -362,7 +174,7 @@ class Prequential:
         slots = np.array([self._slot(s, names) for s in scenario.tolist()], np.int32)
         losses = np.empty(len(slots))
         r = self._rows
-        _update(
+        counting.update(
             self._shape, slots, user, n_items, scores, label, weight, self._hist, self._sums, self._pair,
             r.slot, r.user, r.score, r.label, r.weight, r.list, self._total, losses,
         )  # fmt: skip
@@ -385,7 +197,7 @@ class Prequential:
         else:
             rows = self._last(self._window_rows)
             hist, sums = np.zeros_like(self._hist), np.zeros_like(self._sums)
-            _window(self._shape, rows.slot, rows.score, rows.label, rows.weight, hist, sums)
+            counting.window(self._shape, rows.slot, rows.score, rows.label, rows.weight, hist, sums)
         groups = self._groups(rows) if gauc else np.zeros((*self._sums.shape[:3], 2))
         return self._qualities(window, _with_all(hist), _with_all(sums), _with_all(groups))
 
@@ -413,7 +225,7 @@ class Prequential:
     def gains(self) -> list[Gain]:
         """Adapted against unadapted, of every scenario and of all together (ALL, last), cumulative."""
         pair, areas = _with_all(self._pair), auc(_with_all(self._hist))
-        d, n, dd, dn, nn = (pair[..., i] for i in range(_PAIR_SUMS))
+        d, n, dd, dn, nn = (pair[..., i] for i in range(PAIR_SUMS))
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = d / n
             stderr = np.sqrt(np.maximum(dd - 2 * mean * dn + mean**2 * nn, 0)) / n
@@ -437,10 +249,10 @@ class Prequential:
         out = np.zeros((*self._sums.shape[:3], 2))
         values = (rows.slot, rows.score, rows.label, rows.weight, out)
         group = ids.mix(rows.user, rows.slot.astype(np.uint64))
-        _grouped(self._shape, BINARY, np.argsort(group, kind="stable"), group, *values)
+        counting.grouped(self._shape, BINARY, np.argsort(group, kind="stable"), group, *values)
         if self._ranks:
             group = rows.list.astype(np.uint64)
-            _grouped(self._shape, RANKING, np.argsort(group, kind="stable"), group, *values)
+            counting.grouped(self._shape, RANKING, np.argsort(group, kind="stable"), group, *values)
         return out
 
     def _columns(self) -> dict[str, npt.NDArray[Any]]:
