@@ -13,7 +13,7 @@ Each is measured prequentially on the new objective, on the same rows after the 
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -150,7 +150,7 @@ class Frozen:
     def __init__(self, engine: passes.Engine, gradient: base.Gradient, learned: npt.NDArray[np.bool_]) -> None:
         self.engine, self.gradient, self.learned = engine, gradient, learned
 
-    def run(self, work: passes.Work, train: bool) -> Any:
+    def run(self, work: passes.Work, train: bool) -> base.Pass:
         """See `passes.Engine`."""
         done = self.engine.run(work, train)
         if train and done.inputs is not None:
