@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 
 from learner import optimizers, passes
+from learner.meta import registry as meta_learners
 from models import base, embedding, losses, modes, registry, scenario_slots, supports
+from models.meta import registry as meta
 from state import config
 
 I64 = npt.NDArray[np.int64]
@@ -38,8 +40,8 @@ class Trainer:
     def __init__(self, settings: config.Config, native: bool = True) -> None:
         """Build the model with `learner.seed`; sets the process's torch threads to `learner.threads`.
 
-        `native` takes the model's hand-written pass where it has one and all objectives are binary and of every scenario;
-        otherwise autograd does the same work, slower.
+        `native` takes the model's hand-written pass where it has one, all objectives are binary and of every scenario, and the
+        adaptation is one that it knows (`models.meta.registry.native`); otherwise autograd does the same work, slower.
 
         Raises:
             config.ConfigError: the configuration names an unknown model or declares no category.
@@ -51,13 +53,16 @@ class Trainer:
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
-        flat = self.model.initial(settings.learner.seed)
+        adapter = meta.build(settings, self.model)
+        self.shapes = meta.shapes(self.model, adapter)
+        flat = meta.initial(self.model, adapter, settings.learner.seed)
         self.dense = flat.numpy()
-        self.gradient = base.Gradient(self.model.shapes)
-        self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
-        network = self.model.native(flat) if native and plan.plain else None
+        self.gradient = base.Gradient(self.shapes)
+        self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
+        network = self.model.native(flat) if native and plan.plain and meta.native(settings.meta) else None
+        outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
         self.engine: passes.Engine = (
-            passes.Autograd(self.model, settings.meta, flat, self.gradient, plan)
+            passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient)
             if network is None
             else passes.Native(network, self.gradient)
         )
@@ -102,16 +107,16 @@ class Trainer:
         return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
 
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64) -> passes.Work:
-        meta, codes = self.settings.meta, self.modes.codes(batch.scenario)
-        found = supports.distinct(batch, codes, meta.min_support, meta.support_rows)
+        codes = self.modes.codes(batch.scenario)
+        found = supports.of(self.settings.meta, batch, codes)
         inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
         self.table.gather(rows, x, inputs[: len(rows)])
         if len(found.rows):
             self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], inputs[len(rows) :])
-        slot = np.r_[slot, self._slots(batch.s_ids[found.rows])]
+        slot = np.concatenate([slot, self._slots(batch.s_ids[found.rows])])
         return passes.Work(
-            inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight), np.array(batch.n_items, np.int64), codes,
-            found, batch.s_label[found.rows],
+            inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight),
+            np.array(batch.n_items, np.int64), codes, found, batch.s_label[found.rows],
         )  # fmt: skip
 
     def _descend(self, done: base.Pass, rows: I32, x: F32, slot: I64) -> str:

@@ -161,11 +161,12 @@ def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, sc
 @kernel
 def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
     """Fill `[C x E mean-pooled embeddings | D standardised numbers | ... | C first-order weights]`; absent values are zero."""
-    width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
-    numbers, first = categories * width, out.shape[1] - categories
+    # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
+    width, categories, clip = np.uintp(table.shape[1] - 1), len(starts), np.float32(4)
+    first = out.shape[1] - categories
     for i in range(rows.shape[0]):
         for c in range(categories):
-            at = c * width
+            at = np.uintp(c) * width
             if widths[c] == 1:
                 r = rows[i, starts[c]]
                 if r >= 0:
@@ -189,9 +190,10 @@ def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, s
                 for d in range(width):
                     out[i, at + d] *= share
                 out[i, first + c] *= share
-        for j in range(x.shape[1]):
+        at = np.uintp(categories) * width
+        for j in range(np.uintp(x.shape[1])):
             v = (x[i, j] - mean[j]) * scale[j]
-            out[i, numbers + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
+            out[i, at + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
 
 
 @kernel
@@ -248,8 +250,9 @@ def adagrad(
                     touched[k] = r
                     for d in range(width + 1):
                         total[k, d] = 0
-                for d in range(width):
-                    total[k, d] += gradient[i, c * width + d] * share
+                low = np.uintp(c * width)
+                for d in range(np.uintp(width)):
+                    total[k, d] += gradient[i, low + d] * share
                 total[k, width] += gradient[i, first + c] * share
         for e in range(len(each)):
             r = rows[i, each[e]]
@@ -274,15 +277,26 @@ def adagrad(
 
 @kernel
 def squares(values: F32) -> float:
-    """Sum of squares in double precision, in 16 running sums; not finite if any value is not."""
-    sums = np.zeros(16, np.float64)
-    whole = len(values) - len(values) % 16
-    for i in range(0, whole, 16):
-        for j in range(16):
-            sums[j] += np.float64(values[i + j]) * np.float64(values[i + j])
-    for i in range(whole, len(values)):
-        sums[i - whole] += np.float64(values[i]) * np.float64(values[i])
-    return float(sums.sum())
+    """Sum of squares in double precision; not finite if any value is not.
+
+    Blocks of 256 are squared and halved until eight are left: loops without a running sum, which vectorise in a fixed order.
+    """
+    block, total = np.empty(256, np.float64), 0.0
+    for start in range(0, len(values), 256):
+        part = values[start : start + 256]
+        for j in range(len(part)):
+            block[j] = np.float64(part[j]) * np.float64(part[j])
+        for j in range(len(part), 256):
+            block[j] = 0.0
+        half = 128
+        while half >= 8:
+            low, high = block[:half], block[half : 2 * half]
+            for j in range(half):
+                low[j] += high[j]
+            half //= 2
+        for j in range(8):
+            total += block[j]
+    return total
 
 
 @kernel
@@ -346,8 +360,7 @@ def distinct(
         for i in range(start, end):
             h = np.uint64(0)
             for f in range(ids.shape[1]):
-                h = (h ^ ids[i, f]) * _M1
-                h ^= h >> _S32
+                h += (ids[i, f] ^ (_GOLDEN * np.uint64(f))) * _M1
             h = mix(h) & last
             while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
                 h = (h + np.uint64(1)) & last

@@ -41,8 +41,12 @@ def update(moments: F64, x: F32, half_life: float) -> None:
         moments[2, j] = moments[2, j] * keep + spread + apart * apart * old * n / total
 
 
+@kernel
 def standard(moments: F64) -> tuple[F32, F32]:
     """Mean and 1 / standard deviation (D,) as float32; before any row they are 0 and 1."""
-    known = moments[0] > 0
-    variance = np.divide(moments[2], moments[0], out=np.ones(moments.shape[1]), where=known)
-    return moments[1].astype(np.float32), (1.0 / np.sqrt(np.maximum(variance, LEAST_VARIANCE))).astype(np.float32)
+    mean, scale = np.empty(moments.shape[1], np.float32), np.empty(moments.shape[1], np.float32)
+    for j in range(moments.shape[1]):
+        variance = moments[2, j] / moments[0, j] if moments[0, j] > 0 else 1.0
+        mean[j] = moments[1, j]
+        scale[j] = 1.0 / np.sqrt(max(variance, LEAST_VARIANCE))
+    return mean, scale

@@ -141,13 +141,13 @@ def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
     for i in range(x.shape[0]):
         for j in range(plan.embedded):
             entry[i, j] = x[i, j] * gate[i, j]
-        for j in range(plan.embedded, plan.dense):
+        for j in range(np.uintp(plan.embedded), np.uintp(plan.dense)):
             entry[i, j] = x[i, j]
-        at = plan.dense
+        at = np.uintp(plan.dense)
         for start in plan.personal:
-            for d in range(plan.width):
-                entry[i, at + d] = x[i, start + d]
-            at += plan.width
+            for d in range(np.uintp(plan.width)):
+                entry[i, at + d] = x[i, np.uintp(start) + d]
+            at += np.uintp(plan.width)
 
 
 @kernel

@@ -32,20 +32,16 @@ class Slots:
 
     def find(self, scenarios: U64) -> I64:
         """Slots (n,) of scenario hashes (n,), 0 where it has none."""
-        if not self._places:
-            return np.zeros(len(scenarios), np.int64)
-        known, place = np.unique(scenarios, return_inverse=True)
-        return np.array([self._places.get(s, 0) for s in known.tolist()], np.int64)[place]
+        return np.array([self._places.get(s, 0) for s in scenarios.tolist()], np.int64)
 
     def admit(self, scenarios: U64) -> I64:
         """Like `find` for rows that are trained on: a new scenario takes a free slot while there is one."""
-        known, place = np.unique(scenarios, return_inverse=True)
-        for scenario in known.tolist():
-            if scenario not in self._places and self.used[0] < len(self.keys):
+        for scenario in sorted(set(scenarios.tolist()) - self._places.keys()):
+            if self.used[0] < len(self.keys):
                 self.keys[self.used[0]] = scenario
                 self.used[0] += 1
                 self._places[scenario] = int(self.used[0])
-        return np.array([self._places.get(s, 0) for s in known.tolist()], np.int64)[place]
+        return self.find(scenarios)
 
     def observe(self, slots: I64) -> None:
         """Count rows (n,) that were trained on; those of slot 0 are scenarios that found no room."""

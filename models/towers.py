@@ -80,7 +80,7 @@ class Known(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one task does to the tower: W + A'S, with A the hidden inputs of the m virtual rows from `first`, and the output layer.
+    """What one task does to the tower: W + A'S, A the hidden inputs of the m virtual rows from `first`, and the output layer.
 
     Rows between those of the task belong to others; their errors are zero, so that they have no say.
     """

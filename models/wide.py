@@ -112,9 +112,9 @@ def _terms(x: F32, i: int, plan: Plan, own: Arrays, total: F32) -> tuple[np.floa
                 products += x[i, plan.user * width + d] * x[i, plan.item * width + d]
         return first, products
     total[:] = 0
-    for c in range(plan.categories):
-        for d in range(width):
-            value = x[i, c * width + d]
+    for c in range(np.uintp(plan.categories)):
+        for d in range(np.uintp(width)):
+            value = x[i, c * np.uintp(width) + d]
             total[0, d] += value
             total[1, d] += value * value
     for j in range(plan.numbers):
@@ -168,9 +168,9 @@ def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F
                     dx[i, plan.user * width + d] += up * x[i, plan.item * width + d]
                     dx[i, plan.item * width + d] += up * x[i, plan.user * width + d]
             continue
-        for c in range(plan.categories):
-            for d in range(width):
-                dx[i, c * width + d] += up * (total[0, d] - x[i, c * width + d])
+        for c in range(np.uintp(plan.categories)):
+            for d in range(np.uintp(width)):
+                dx[i, c * np.uintp(width) + d] += up * (total[0, d] - x[i, c * np.uintp(width) + d])
         for j in range(plan.numbers):
             by = x[i, embedded + j]
             slope.first[j] += up_first * by

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from thousandfold.bench import report
 
-PARTS = ("streams", "learner", "serving", "system", "quality")
+PARTS = ("streams", "steps", "learner", "serving", "system", "quality")
 
 app = typer.Typer()
 
 
 @app.command()
 def every(
-    only: Annotated[str, typer.Option(help="comma-separated, of streams, learner, serving, system, quality")] = ",".join(PARTS),
+    only: Annotated[str, typer.Option(help=f"comma-separated, of {', '.join(PARTS)}")] = ",".join(PARTS),
     report_file: Annotated[pathlib.Path, typer.Option("--report", help="write all rows to this JSON file")] = pathlib.Path(
         "bench.json"
     ),

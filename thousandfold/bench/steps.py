@@ -25,6 +25,7 @@ from thousandfold.bench import logs, protocol, quality, report
 
 Source = Literal["ml1m", "simulate"]
 TARGETS = {"native": 150_000.0, "torch": 40_000.0}
+SPECS: dict[Source, str] = {"ml1m": "ml1m", "simulate": "search_log"}
 ROWS_PER_STEP = 50
 SKIPPED_SHARE = 0.5
 ROUNDS = 5
@@ -45,9 +46,9 @@ class Variant(NamedTuple):
     seconds: list[float]
 
 
-def settings() -> Config:
-    """MovieLens features, one thread, `ROWS_PER_STEP` rows a step."""
-    config = quality.override(configuration.load(specs.path("ml1m")), "learner.rows_per_step", ROWS_PER_STEP)
+def settings(data: Source = "ml1m") -> Config:
+    """The features of the log, one thread, `ROWS_PER_STEP` rows a step."""
+    config = quality.override(configuration.load(specs.path(SPECS[data])), "learner.rows_per_step", ROWS_PER_STEP)
     return quality.override(config, "learner.threads", 1)
 
 
@@ -123,7 +124,7 @@ def run(
     data: Source = "ml1m", limit: int = 100_000, rounds: int = ROUNDS, say: Callable[[str], None] = print
 ) -> list[report.Row]:
     """Measure; returns the rows of the report."""
-    config = settings()
+    config = settings(data)
     made = steps(config, quality.open_log(config, data, None, limit, say=say))
     timed = made[int(SKIPPED_SHARE * len(made)) :]
     rows, support = (sum(len(getattr(s.batch, name)) for s in timed) for name in ("ids", "s_ids"))

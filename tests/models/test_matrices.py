@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import matrices
+
+SIZES = st.integers(0, 70)
+
+
+def drawn(seed: int, *shape: int) -> matrices.F32:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=SIZES, depth=SIZES, columns=SIZES, turned=st.booleans(), add=st.booleans(), seed=st.integers(0, 9))
+def test_a_product_of_any_shape_equals_the_exact_one(
+    rows: int, depth: int, columns: int, turned: bool, add: bool, seed: int
+) -> None:
+    a = drawn(seed, depth, rows).T if turned else drawn(seed, rows, depth)
+    b, c = drawn(seed + 1, depth, columns), drawn(seed + 2, rows, columns)
+    wanted = a.astype(np.float64) @ b + (c if add else 0)
+    matrices.product(a, b, c, add)
+    assert c == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_product_reads_and_writes_parts_of_matrices_and_nothing_beside_them() -> None:
+    a, b, c = drawn(1, 13, 40), drawn(2, 20, 50), drawn(3, 15, 60)
+    before, wanted = c.copy(), a[2:11, 5:25] @ b[:, 3:39]
+    matrices.product(a[2:11, 5:25], b[:, 3:39], c[4:13, 7:43], False)
+    assert c[4:13, 7:43] == pytest.approx(wanted, abs=1e-4)
+    c[4:13, 7:43] = before[4:13, 7:43]
+    assert (c == before).all()
+
+
+def test_a_row_of_a_product_has_the_same_bytes_in_any_company() -> None:
+    a, b = drawn(1, 37, 51), drawn(2, 51, 45)
+    whole = np.empty((37, 45), np.float32)
+    matrices.product(a, b, whole, False)
+    for i in range(37):
+        alone = np.empty((1, 45), np.float32)
+        matrices.product(a[i : i + 1], b, alone, False)
+        assert alone[0].tobytes() == whole[i].tobytes()
+
+
+def test_a_sigmoid_is_right_to_the_last_places_at_both_ends_and_keeps_what_is_no_number() -> None:
+    x = np.linspace(-110, 110, 30_003).astype(np.float32).reshape(3, -1)
+    said = x.copy()
+    matrices.sigmoid(said, 2.0)
+    wanted = 2 / (1 + np.exp(-x.astype(np.float64)))
+    assert said == pytest.approx(wanted, abs=3e-7)
+    usual = np.abs(x) < 80
+    assert said[usual] == pytest.approx(wanted[usual], rel=1e-6)
+    odd = np.array([[np.nan, np.inf, -np.inf]], np.float32)
+    matrices.sigmoid(odd, 1.0)
+    assert np.isnan(odd[0, 0])
+    assert odd[0, 1:] == pytest.approx([1, 0], abs=1e-30)
+
+
+def test_a_workspace_that_is_too_small_is_an_error_and_not_a_write_beyond_it() -> None:
+    space = matrices.workspace(100)
+    assert matrices.room(space, 5, 10).shape == (5, 10)
+    with pytest.raises(MemoryError, match="too small"):
+        matrices.room(space, 6, 10)
+    space.used[0] = 0
+    assert (matrices.turned(drawn(1, 5, 20), space) == drawn(1, 5, 20).T).all()
+
+
+def test_column_sums_and_layers_equal_plain_ones() -> None:
+    x, weight, bias, out = drawn(1, 9, 7), drawn(2, 7, 11), drawn(3, 11), np.empty((9, 11), np.float32)
+    matrices.affine(x, weight, bias, out)
+    assert out == pytest.approx(x @ weight + bias, abs=1e-5)
+    matrices.column_sums(out, bias)
+    assert bias == pytest.approx(out.sum(0), abs=1e-5)
