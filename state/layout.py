@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     Kinds: up to three `part`s (USER, ITEM, SCENARIO or COLUMN with `part_start` and `part_width` in the id matrix), `seed` of the
     cell keys, `first_cell` and `n_cells` of a row's cell columns, `width`, `columns` and windows of `cells.Layout`,
     `action_column` (K, kinds of action; -1: not counted), `n_expected` and `expected` (K, most): statistics summed into X.
+    `behaviour` (B, 4): what of an action, first id column, how many, and which of a ring's ids. `known`: the ids of the empty
+    text, of the ages' buckets and of the kinds of action. Fields are few because a kernel's every call copies them.
     """
 
     parts: I64
@@ -68,18 +70,13 @@ class Plan(NamedTuple):
     match_is_age: I64
     match_max_ms: F64
     behaviour: I64
-    behaviour_start: I64
-    behaviour_width: I64
-    behaviour_ring: I64
-    kind_ids: U64
-    age_ids: U64
     place_of: I64
     place_is_rank: I64
     log: I64
     list_columns: I64
     item_columns: I64
     ring_columns: I64
-    empty: U64
+    known: U64
 
 
 class Attribute(NamedTuple):
@@ -137,21 +134,20 @@ def compiled(config: configuration.Config) -> Compiled:
     owned = tuple(any(code == USER for code, _, _ in k.parts) for k in kinds.values())
     user = users.dtype(
         len(of_lists),
-        len(of_ring),
+        len(of_ring) + any(spec.behaviour(c) == "scenario" for c in sequences),
         max([users.ACTIONS, *(c.max_values for c in sequences)]),
-        any(spec.behaviour(c) == "scenario" for c in sequences),
     )
     schema = stores.Schema(layouts, owned, user.itemsize, 8 * (ITEM_HEAD + len(of_items)))
     arrays = {
         **_kind_arrays(kinds, layouts, owned, len(kinds_of_action), holder),
         **_statistic_arrays(features, kinds, kinds_of_action, columns, sources),
         **_recent_arrays(features, kinds_of_action, columns, sources, of_ring),
-        **_behaviour_arrays(sequences, kinds_of_action, columns, of_ring),
+        "behaviour": _behaviour(sequences, columns, of_ring),
         **_place_arrays(features),
         "list_columns": np.array(of_lists, np.int64),
         "item_columns": np.array(of_items, np.int64),
         "ring_columns": np.array(of_ring, np.int64),
-        "empty": np.array([ids.of("")], np.uint64),
+        "known": np.array([ids.of(v) for v in ("", *range(spec.AGE_BUCKETS), *kinds_of_action)], np.uint64),
     }
     return Compiled(
         kinds_of_action,
@@ -321,25 +317,14 @@ def _recent_arrays(
     return {name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(fields)} | longest
 
 
-def _behaviour_arrays(
-    sequences: tuple[spec.Category, ...],
-    kinds_of_action: tuple[str, ...],
-    columns: dict[str, spec.IdColumn],
-    of_ring: list[int],
-) -> dict[str, npt.NDArray[Any]]:
-    codes = [_BEHAVIOUR.get(spec.behaviour(c), OF_COLUMN) for c in sequences]
-    rings = [
-        of_ring.index(columns[spec.behaviour(c)].start) if code == OF_COLUMN else 0
-        for c, code in zip(sequences, codes, strict=True)
-    ]
-    return {
-        "behaviour": np.array(codes, np.int64),
-        "behaviour_start": np.array([columns[c.name].start for c in sequences], np.int64),
-        "behaviour_width": np.array([c.max_values for c in sequences], np.int64),
-        "behaviour_ring": np.array(rings, np.int64),
-        "kind_ids": np.array([ids.of(kind) for kind in kinds_of_action], np.uint64),
-        "age_ids": np.array([ids.of(k) for k in range(spec.AGE_BUCKETS)], np.uint64),
-    }
+def _behaviour(sequences: tuple[spec.Category, ...], columns: dict[str, spec.IdColumn], of_ring: list[int]) -> I64:
+    def rows() -> Iterator[tuple[int, ...]]:
+        for c in sequences:
+            code = _BEHAVIOUR.get(spec.behaviour(c), OF_COLUMN)
+            kept = of_ring.index(columns[spec.behaviour(c)].start) if code == OF_COLUMN else len(of_ring)
+            yield code, columns[c.name].start, c.max_values, kept
+
+    return np.array(list(rows()), np.int64).reshape(-1, 4)
 
 
 def _place_arrays(features: spec.Features) -> dict[str, npt.NDArray[Any]]:

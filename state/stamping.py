@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from state import cells, ids, layout, tables, users
+from state import cells, ids, layout, spec, tables, users
 from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
@@ -22,7 +22,8 @@ _HEAD, _DECAY, _LAST = cells.HEAD, cells.DECAY, cells.LAST
 _RATE, _COUNT, _ACTIONS, _RESIDUAL = layout.RATE, layout.COUNT, layout.ACTIONS, layout.RESIDUAL
 _USER, _ITEM, _SCENARIO = layout.USER, layout.ITEM, layout.SCENARIO
 _ANY, _THIS_ITEM = layout.ANY, layout.THIS_ITEM
-_OF_ITEM, _OF_KIND, _OF_AGE, _OF_SCENARIO = layout.OF_ITEM, layout.OF_KIND, layout.OF_AGE, layout.OF_SCENARIO
+_OF_ITEM, _OF_KIND, _OF_AGE = layout.OF_ITEM, layout.OF_KIND, layout.OF_AGE
+_AGES = spec.AGE_BUCKETS
 _PAD = np.uint64(ids.PAD)
 _ITEM_HEAD = layout.ITEM_HEAD
 _UNKNOWN, _PENDING, _FLYING, _ASKED = tables.UNKNOWN, tables.PENDING, tables.FLYING, tables.ASKED
@@ -242,10 +243,11 @@ def _recent(
     plan: layout.Plan, rings: users.Rings, user: int, ts: int, item: np.uint64, ids: U64, first: int, values: F64
 ) -> None:
     """What the user lately did, for one row; `user` -1 did nothing."""
+    length = rings.item.shape[1]
     for q in range(len(plan.match)):
         count, newest = 0, -1
-        for back in range(min(rings.actions[user], users.ACTIONS) if user >= 0 else 0):
-            h = (rings.actions[user] - 1 - back) % rings.item.shape[1]
+        for k in range(min(rings.actions[user], users.ACTIONS) if user >= 0 else 0):
+            h = k if length == users.ACTIONS else (rings.actions[user] - 1 - k) % length
             age = max(ts - rings.ts[user, h], 0)
             if age > plan.match_max_ms[q] or (plan.match_action[q] >= 0 and rings.kind[user, h] != plan.match_action[q]):
                 continue
@@ -253,7 +255,7 @@ def _recent(
             if plan.match[q] == layout.CATEGORY:
                 for i in range(plan.match_width[q]):
                     value = ids[plan.match_start[q] + i]
-                    if value == _PAD or value == plan.empty[0]:
+                    if value == _PAD or value == plan.known[0]:
                         continue
                     for j in range(plan.match_width[q]):
                         hit = hit or rings.ids[user, h, plan.match_ring[q] + j] == value
@@ -267,39 +269,35 @@ def _recent(
 
 
 @kernel
-def _behaviour(plan: layout.Plan, rings: users.Rings, user: int, ts: int, out: U64) -> None:
-    """The user's last actions, newest first, into the sequence columns of one row of ids; `user` -1 did nothing."""
+def _behaviour(wanted: I64, known: U64, rings: users.Rings, user: int, ts: int, out: U64) -> None:
+    """The user's last actions, newest first, into the sequence columns of all rows of a list's ids; `user` -1 did nothing."""
     length = rings.item.shape[1]
     done = min(rings.actions[user], length) if user >= 0 else 0
-    for q in range(len(plan.behaviour)):
-        code, start, width = plan.behaviour[q], plan.behaviour_start[q], plan.behaviour_width[q]
-        for back in range(width):
+    for q in range(len(wanted)):
+        code, start, kept = wanted[q, 0], wanted[q, 1], wanted[q, 3]
+        for back in range(wanted[q, 2]):
             value = _PAD
             if back < done:
                 h = (rings.actions[user] - 1 - back) % length
                 if code == _OF_ITEM:
                     value = rings.item[user, h]
                 elif code == _OF_KIND:
-                    value = plan.kind_ids[rings.kind[user, h]]
+                    value = known[1 + _AGES + rings.kind[user, h]]
                 elif code == _OF_AGE:
                     seconds, bucket = max(ts - rings.ts[user, h], 0) // 1000 + 1, 0
-                    while seconds > 1 and bucket < len(plan.age_ids) - 1:
+                    while seconds > 1 and bucket < _AGES - 1:
                         seconds >>= 1
                         bucket += 1
-                    value = plan.age_ids[bucket]
-                elif code == _OF_SCENARIO:
-                    value = rings.of_scenario[user, h, 0]
+                    value = known[1 + bucket]
                 else:
-                    value = rings.ids[user, h, plan.behaviour_ring[q]]
-            out[start + back] = value
+                    value = rings.ids[user, h, kept]
+            for i in range(len(out)):
+                out[i, start + back] = value
 
 
 @kernel
 def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, slots: Any, x: F32, values: F64) -> int:
-    """All numbers of list `o` into its rows of `x` (R, D), and the user's last actions into those of `b.ids`.
-
-    `values` is room for the longest list. Returns missing numbers.
-    """
+    """All numbers of list `o` into its rows of `x` (R, D); `values` is room for the longest list. Returns missing numbers."""
     missing, ts, start = 0, b.ts[o], b.start[o]
     n, numbers = b.n_items[o], len(plan.log)
     recent = numbers + len(plan.operation)
@@ -316,8 +314,6 @@ def _stamp(plan: layout.Plan, c: Cells, rings: users.Rings, b: Batch, o: int, sl
             values[i, j] = value
         _statistics(plan, c, slots[r], ts, numbers, values[i])
         _recent(plan, rings, b.user[o], ts, b.item[r], b.ids[r], recent, values[i])
-        if len(plan.behaviour):
-            _behaviour(plan, rings, b.user[o], ts, b.ids[r])
     for p in range(len(plan.place_of)):
         column = plan.place_of[p]
         mean = 0.0
@@ -400,6 +396,8 @@ def run(
                 continue
             u = b.user[o]
             missing += _stamp(plan, c, rings, b, o, slots, x, values)
+            if len(plan.behaviour):
+                _behaviour(plan.behaviour, plan.known, rings, u, b.ts[o], b.ids[b.start[o] : b.start[o] + b.n_items[o]])
             for i in range(b.n_items[o]):
                 for k in range(len(plan.parts)):
                     for j in range(plan.first_cell[k], plan.first_cell[k] + plan.n_cells[k]):
@@ -438,8 +436,8 @@ def run(
             place = users.push_action(rings, u, b.a_item[a], ts, kind)
             for j in range(len(plan.ring_columns)):
                 rings.ids[u, place, j] = found.ids[a, plan.ring_columns[j]]
-            if rings.of_scenario.shape[2]:
-                rings.of_scenario[u, place, 0] = found.scenario[a] if found.allowed[a] & HAS_REQUEST else _PAD
+            if len(plan.ring_columns) < rings.ids.shape[2]:
+                rings.ids[u, place, len(plan.ring_columns)] = found.scenario[a] if found.allowed[a] & HAS_REQUEST else _PAD
         if c.tracked:
             user_table.flags[0, u] |= _PENDING
     return missing, unknown, twice
@@ -451,4 +449,7 @@ def stamp(plan: layout.Plan, b: Batch, c: Cells, rings: users.Rings, slots: Any,
     missing = 0
     for o in range(len(b.ts)):
         missing += _stamp(plan, c, rings, b, o, slots, x, values)
+        if len(plan.behaviour):
+            rows = b.ids[b.start[o] : b.start[o] + b.n_items[o]]
+            _behaviour(plan.behaviour, plan.known, rings, b.user[o], b.ts[o], rows)
     return missing

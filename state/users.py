@@ -17,7 +17,7 @@ class Rings(NamedTuple):
 
     `requests` and `actions` (n,) count what was ever pushed; a ring's next place is that count modulo its length.
     Per request: `request`, `scenario` (n, 16), `request_ts` in ms and `request_ids` (n, 16, list-level categories).
-    Per action: `item`, `ts` in ms, `kind` (n, A), `ids` (n, A, item categories) and `of_scenario` (n, A, 1 if it is kept or 0).
+    Per action: `item`, `ts` in ms, `kind` (n, A) and `ids` (n, A, item categories, then the scenario if it is kept).
     """
 
     requests: npt.NDArray[Any]
@@ -30,11 +30,10 @@ class Rings(NamedTuple):
     ts: npt.NDArray[Any]
     kind: npt.NDArray[Any]
     ids: npt.NDArray[Any]
-    of_scenario: npt.NDArray[Any]
 
 
-def dtype(list_columns: int, item_columns: int, actions: int = ACTIONS, keeps_scenario: bool = False) -> np.dtype[np.void]:
-    """The row of a user whose requests keep `list_columns` category ids and whose last `actions` keep `item_columns`."""
+def dtype(list_columns: int, item_columns: int, actions: int = ACTIONS) -> np.dtype[np.void]:
+    """The row of a user whose requests keep `list_columns` ids and whose last `actions` keep `item_columns`."""
     return np.dtype(
         [
             ("requests", "<i8"),
@@ -47,7 +46,6 @@ def dtype(list_columns: int, item_columns: int, actions: int = ACTIONS, keeps_sc
             ("ts", "<i8", (actions,)),
             ("kind", "<i2", (actions,)),
             ("ids", "<u8", (actions, item_columns)),
-            ("of_scenario", "<u8", (actions, int(keeps_scenario))),
         ]
     )
 
@@ -88,7 +86,7 @@ def has_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> b
 
 @kernel
 def push_action(rows: Rings, user: int, item: np.uint64, ts: int, kind: int) -> int:
-    """Remember an action over the oldest one and return its place; the caller writes `ids` and `of_scenario` there."""
+    """Remember an action over the oldest one and return its place; the caller writes `ids` there."""
     place = rows.actions[user] % rows.item.shape[1]
     rows.actions[user] += 1
     rows.item[user, place] = item

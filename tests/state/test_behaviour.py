@@ -13,14 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state import config as configuration
-from state import features, ids, memory_store, records, spec, stores, users
+from state import features, ids, layout, memory_store, records, spec, stores, users
 from tests import feature_events as raw
 
-CONFIG = raw.config()
+
+def with_genres(length: int) -> configuration.Config:
+    """The shared specification with more genres than a user's row keeps actions anyway."""
+    text, short = raw.SPEC.format(join=""), 'source = "recent.genre", max_values = 3'
+    assert short in text
+    return configuration.parse(text.replace(short, f'source = "recent.genre", max_values = {length}'))
+
+
+CONFIG = with_genres(25)
 DECODER = records.decoder(CONFIG)
 COLUMNS = {c.name: c for c in spec.id_columns(CONFIG.features)}
 SEQUENCES = spec.sequences(CONFIG.features)
-U64 = npt.NDArray[np.uint64]
 
 
 def parts(lists: features.Lists, duplicates: npt.NDArray[np.bool_]) -> dict[str, list[list[int]]]:
@@ -123,15 +130,8 @@ def test_a_new_worker_at_any_point_goes_on_with_the_same_sequences_and_serving_s
     assert parts(asked, np.zeros(1, bool)) == {name: rows[-2:] for name, rows in local([*history, *ask]).items()}
 
 
-def long_config(length: int) -> configuration.Config:
-    text = raw.SPEC.format(join="").replace(
-        'source = "recent.genre", max_values = 25', f'source = "recent.genre", max_values = {length}'
-    )
-    return configuration.parse(text)
-
-
 def test_as_many_actions_are_kept_as_the_longest_sequence_asks_for_and_an_older_one_is_forgotten() -> None:
-    long = long_config(100)
+    long = with_genres(100)
     history = [("list", raw.impression(f"r{i}", raw.NOW + 2 * i, items=(f"i{i % 4}",))) for i in range(105)]
     history = [
         e for i, e in enumerate(history) for e in (e, ("action", raw.action(f"r{i}", raw.NOW + 2 * i + 1, item=f"i{i % 4}")))
@@ -142,7 +142,7 @@ def test_as_many_actions_are_kept_as_the_longest_sequence_asks_for_and_an_older_
     x = engine.run(shown, actions, order)
     genres = shown.ids[-1, COLUMNS["last_genres"].start :].tolist()
     assert genres == [ids.of(raw.GENRES[f"i{(104 - k) % 4}"] or "") for k in range(100)]
-    assert shown.ids[-1, COLUMNS["last_items"].start :][:4].tolist() == [ids.of(f"i{(104 - k) % 4}") for k in range(4)]
+    assert shown.ids[-1, COLUMNS["last_items"].start :][:3].tolist() == [ids.of(f"i{(104 - k) % 4}") for k in range(3)]
     short = features.Engine(CONFIG, 64, mode="local")
     same, actions, order = raw.columns(short, [*history, ask], DECODER)
     assert short.run(same, actions, order).tobytes() == x.tobytes(), "numbers of recent actions do not see how many are kept"
@@ -158,10 +158,19 @@ def test_an_action_longer_ago_than_the_clock_can_say_is_in_the_last_bucket_and_o
         assert shown.ids[0, COLUMNS["last_ages"].start] == ids.of(bucket)
 
 
-@pytest.mark.parametrize("width", [0, 1])
-def test_a_row_without_sequences_keeps_its_bytes(width: int) -> None:
-    assert users.dtype(1, 2).itemsize == 16 + 16 * (24 + 8) + 20 * (18 + 16)
-    assert users.dtype(1, 2, 50, bool(width)).itemsize == 16 + 16 * (24 + 8) + 50 * (18 + 16 + 8 * width)
+SMALL = """
+[model]
+scenario_features = []
+personal_features = []
+[features]
+categories = [{ name = "user", source = "user_id" }, { name = "lately", source = "recent.%s", max_values = 50 }]
+"""
+
+
+def test_a_row_without_sequences_keeps_its_size_and_a_scenario_is_kept_only_where_asked_for() -> None:
+    assert layout.compiled(configuration.parse("")).user.itemsize == 16 + 16 * 24 + 20 * 18
+    for source, kept in (("kind", 0), ("scenario", 8)):
+        assert layout.compiled(configuration.parse(SMALL % source)).user.itemsize == 16 + 16 * 24 + 50 * (18 + kept)
 
 
 def test_a_task_cannot_be_named_after_last_actions() -> None:
