@@ -14,7 +14,7 @@ I64 = npt.NDArray[np.int64]
 LIST_COLUMNS = {"request": "<u8", "user": "<u8", "scenario": "<u8", "task": "<u8", "ts": "<i8", "version": "<i4"}
 COUNTS = {"n_items": "<i4", "n_support": "<i4"}
 ROW_COLUMNS = ("ids", "x", "label", "weight")
-SUPPORT_COLUMNS = ("s_ids", "s_x", "s_label")
+SUPPORT_COLUMNS = ("s_ids", "s_x", "s_label", "s_ts")
 
 
 class Message(NamedTuple):
@@ -116,6 +116,7 @@ def _check_shapes(packed: Columns, layout: Layout) -> None:
         ("s_ids", "<u8", (support, layout.ids)),
         ("s_x", "<f4", (support, layout.numbers)),
         ("s_label", "<f4", (support, layout.objectives)),
+        ("s_ts", "<i8", (support,)),
     ):
         _expect(packed, name, dtype, shape)
 
@@ -185,7 +186,7 @@ def _empty(layout: Layout) -> Columns:
     widths = {"ids": layout.ids, "x": layout.numbers, "label": layout.objectives, "weight": layout.objectives}
     widths |= {"s_ids": layout.ids, "s_x": layout.numbers, "s_label": layout.objectives}
     dtypes = {name: np.dtype("<u8" if name.endswith("ids") else "<f4") for name in widths}
-    flat: Columns = {name: np.zeros(0, dtype) for name, dtype in (LIST_COLUMNS | COUNTS).items()}
+    flat: Columns = {name: np.zeros(0, dtype) for name, dtype in (LIST_COLUMNS | COUNTS | {"s_ts": "<i8"}).items()}
     return flat | {name: np.zeros((0, width), dtypes[name]) for name, width in widths.items()}
 
 

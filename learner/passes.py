@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from learner.meta import outer
 from models import adaptation, base, losses, modes, supports, towers
+from models.meta import adapters, registry
 from state import config
 
 I64 = npt.NDArray[np.int64]
@@ -44,17 +46,18 @@ class Engine(Protocol):
 
 
 class Autograd:
-    """The reference: torch's autograd over the model's own trunk and the closed-form adaptation."""
+    """The reference: torch's autograd over the model's own trunk and an adaptation in closed form."""
 
     def __init__(
-        self, model: base.Model, settings: config.MetaLearning, flat: torch.Tensor, gradient: base.Gradient,
-        plan: losses.Plan = losses.BINARY,
+        self, model: base.Model, adapter: adapters.Adapter, meta: outer.Loss, settings: config.Config, flat: torch.Tensor,
+        gradient: base.Gradient,
     ) -> None:  # fmt: skip
-        self.model, self.settings, self.gradient, self.plan = model, settings, gradient, plan
-        self.parameters = base.views(flat.detach(), model.shapes)
+        self.model, self.adapter, self.meta, self.gradient = model, adapter, meta, gradient
+        self.weight, self.plan = settings.meta.weight, losses.plan(settings.objectives)
+        self.parameters = base.views(flat.detach(), registry.shapes(model, adapter))
         for name, view in self.parameters.items():
             view.requires_grad_().grad = gradient.views[name]
-        self.fast = {name: self.parameters[name] for name in model.fast_parameters()}
+        self.fast = registry.fast(self.parameters, model, adapter)
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
@@ -65,13 +68,12 @@ class Autograd:
         with torch.set_grad_enabled(train):
             meta = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
             plain = self.model.tower(self.fast, meta)
-            adapted = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain)
+            learns = torch.from_numpy(np.repeat(work.codes == modes.ON, work.n_items).astype(np.float32))
+            adapted, found = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain, learns)
             loss = losses.loss(self.plan, wanted, plain)
-            learns = np.repeat(work.codes == modes.ON, work.n_items)
-            if self.settings.weight > 0 and learns.any():
-                mask = torch.from_numpy(learns.astype(np.float32)).unsqueeze(1)
-                learned = wanted._replace(weight=wanted.weight * mask)
-                loss = loss + self.settings.weight * losses.loss(self.plan, learned, adapted)
+            if self.weight > 0 and learns.any():
+                learned = wanted._replace(weight=wanted.weight * learns.unsqueeze(1))
+                loss = loss + self.weight * self.meta(outer.Outer(self.plan, self.fast, learned, adapted, found))
         unadapted, fitted = (losses.predictions(self.plan, logit.detach()).numpy() for logit in (plain, adapted))
         if not train:
             return base.Pass(unadapted, fitted, loss.item(), None)
@@ -80,20 +82,22 @@ class Autograd:
         slope = inputs.grad
         return base.Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
 
-    def _adapted(self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor) -> torch.Tensor:
-        """Logits (R, O) under each list's adapted tower; the plain ones where a list is not adapted."""
+    def _adapted(
+        self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor, learns: torch.Tensor
+    ) -> tuple[torch.Tensor, outer.Adapted | None]:
+        """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any."""
         if not len(work.found.rows):
-            return plain
+            return plain, None
         padded = supports.pad(work.found, work.n_items)
         with torch.no_grad():
             known = self.model.trunk(self.parameters, support)
-            label = torch.from_numpy(work.s_label)[padded.support]
-            change = adaptation.adapt(
-                self.fast, adaptation.pick(known, padded.support), label, padded.weight,
-                self.settings.inner_rate, self.settings.inner_steps, self.plan,
-            )  # fmt: skip
-        logit = adaptation.logits(self.fast, change, adaptation.pick(meta, padded.query)).flatten(0, 1)[padded.back]
-        return plain.index_copy(0, padded.rows, logit)
+        label = torch.from_numpy(work.s_label)[padded.support]
+        tasks = adapters.Tasks(adaptation.pick(known, padded.support), label, padded.weight)
+        query = adaptation.pick(meta, padded.query)
+        logit = self.adapter.logits(self.fast, self.adapter.adapt(self.fast, tasks), query).flatten(0, 1)[padded.back]
+        asked = torch.zeros(padded.query.numel()).index_copy(0, padded.back, learns[padded.rows]).view_as(padded.query)
+        found = outer.Adapted(tasks, query, torch.from_numpy(work.label)[padded.query], asked)
+        return plain.index_copy(0, padded.rows, logit), found
 
 
 class Native:

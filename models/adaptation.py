@@ -30,13 +30,14 @@ class Adapted(NamedTuple):
 
 def adapt(
     fast: base.Parameters, support: base.MetaInput, label: torch.Tensor, weight: torch.Tensor, rate: float, steps: int,
-    plan: losses.Plan = losses.BINARY,
+    plan: losses.Plan = losses.BINARY, keep: float = 1.0,
 ) -> Adapted:  # fmt: skip
     """Run `steps` inner steps on padded supports: meta inputs (T, K, O, .), labels (T, K, objectives), weights (T, K).
 
-    A row's weight is 1 / (rows of its task), 0 for padding. Zero steps, a zero rate or no rows change nothing.
+    The weights of a task sum to one, padding has 0. Zero steps, a zero rate or no rows change nothing. `keep` is what a step
+    leaves of the change so far: below 1, the tower decays towards the shared one.
     """
-    fast = _with_tower(fast)
+    fast = with_tower(fast)
     with torch.no_grad():
         tasks, most, objectives, inputs = support.hidden.shape
         width = fast["tower.weight"].shape[1]
@@ -55,6 +56,8 @@ def adapt(
             active = torch.relu(z) * support.gate
             logit = (active * weights).sum(-1) + (fast["output.bias"] + bias).unsqueeze(1) + support.offset
             slope = losses.slope(plan, wanted, logit.flatten(0, 1)).view_as(logit).unsqueeze(-1)
+            if step and keep < 1:
+                error, output, bias = error * keep, output * keep, bias * keep
             error = error + (slope * weights * support.gate * (z > 0)).view_as(error)
             output = output + (slope * active).sum(1)
             bias = bias + slope.squeeze(-1).sum(1)
@@ -66,7 +69,7 @@ def logits(fast: base.Parameters, adapted: Adapted, query: base.MetaInput) -> to
 
     Differentiable in the fast parameters and the query; the changes themselves are constants, which makes it first order.
     """
-    fast = _with_tower(fast)
+    fast = with_tower(fast)
     tasks, most, objectives, inputs = query.hidden.shape
     width = fast["tower.weight"].shape[1]
     flat = query.hidden.reshape(tasks, most * objectives, inputs)
@@ -83,7 +86,8 @@ def pick(meta: base.MetaInput, rows: torch.Tensor) -> base.MetaInput:
     return base.MetaInput(*(part[rows] for part in meta))
 
 
-def _with_tower(fast: base.Parameters) -> base.Parameters:
+def with_tower(fast: base.Parameters) -> base.Parameters:
+    """The fast parameters, with a tower of no width where the model has none."""
     if "tower.weight" in fast:
         return fast
     bias = fast["output.bias"]

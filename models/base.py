@@ -18,7 +18,9 @@ from models import towers
 from state import columns, config, spec
 
 U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+NO_TIMES: I64 = np.zeros(0, np.int64)
 Shapes = dict[str, tuple[int, ...]]
 Parameters = Mapping[str, torch.Tensor]
 SEQUENTIAL = frozenset({"dupn"})
@@ -46,19 +48,22 @@ class Batch(NamedTuple):
     s_ids: U64
     s_x: F32
     s_label: F32
+    s_ts: I64 = NO_TIMES
+    """(S,) impression times of the support rows in ms; empty: not known, so that none is older than another."""
 
 
 def batch(packed: columns.Columns) -> Batch:
     """The learner's part of an `episodes` record, without a copy."""
-    return Batch(*(packed[name] for name in Batch._fields))
+    return Batch(*(packed[name] for name in Batch._fields if name in packed))
 
 
 class Support(NamedTuple):
-    """One task's support rows, oldest first: ids (k, F), raw numbers (k, D), labels (k, O)."""
+    """One task's support rows, oldest first: ids (k, F), raw numbers (k, D), labels (k, O), times (k,) in ms or none."""
 
     ids: U64
     x: F32
     label: F32
+    ts: I64 = NO_TIMES
 
 
 class Geometry(NamedTuple):

@@ -87,7 +87,7 @@ def targets(plan: Plan, label: torch.Tensor, weight: torch.Tensor, n_items: torc
 
 
 def task_targets(plan: Plan, label: torch.Tensor, weight: torch.Tensor) -> Targets:
-    """Targets of padded tasks, flattened: labels (T, K, O), weights (T, K), the same for all rows of a task and 0 for padding.
+    """Targets of padded tasks, flattened: labels (T, K, O), weights (T, K), 0 for padding and of one sign.
 
     A task's weight is shared out again among those of its rows that have an objective. A ranking sees the task as one list.
     """
@@ -98,7 +98,9 @@ def task_targets(plan: Plan, label: torch.Tensor, weight: torch.Tensor) -> Targe
     real = weight != 0
     label = torch.where(real, label, torch.full_like(label, torch.nan))
     there = ~torch.isnan(label)
-    own = torch.where(there, weight * (real.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)), 0.0)
+    had = torch.where(there, weight, 0.0).sum(1, keepdim=True)
+    share = weight.sum(1, keepdim=True) / torch.where(had != 0, had, 1.0)
+    own = torch.where(there, weight * share, 0.0)
     flat = label.reshape(tasks * most, objectives)
     return targets(plan, flat, own.reshape(tasks * most, objectives), torch.full((tasks,), most))
 

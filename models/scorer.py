@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import adaptation, base, embedding, kernels, losses, modes, moments, registry, scenario_slots, towers
+from models import base, embedding, kernels, losses, modes, moments, registry, scenario_slots, supports, towers
+from models.meta import adapters
+from models.meta import registry as meta
 from state import config
 
 U64 = npt.NDArray[np.uint64]
@@ -29,21 +31,23 @@ class Scorer:
     def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
         """Copy the arrays that `Trainer.serving_names` names.
 
-        `native` takes the model's hand-written pass where it has one and all objectives are binary and of every scenario;
-        otherwise torch does the same work, slower.
+        `native` takes the model's hand-written pass where it has one, all objectives are binary and of every scenario, and the
+        adaptation is one that it knows (`models.meta.registry.native`); otherwise torch does the same work, slower.
 
         Raises:
             ValueError: an array is missing or does not fit the configuration.
             config.ConfigError: the configuration names an unknown model.
         """
         self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
+        self._adapter = meta.build(settings, self.model)
+        shapes = meta.shapes(self.model, self._adapter)
         missing = [n for n in ("dense", *embedding.SERVING, *scenario_slots.SERVING) if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
         numbers, width = len(self._geometry.numbers), self._geometry.width
         slots = settings.scenarios.slots
         wanted = {
-            "dense": (base.size(self.model.shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1),
+            "dense": (base.size(shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1),
             "slots.keys": (slots,), "slots.rows": (slots + 1,),
         }  # fmt: skip
         for name, shape in wanted.items():
@@ -57,9 +61,9 @@ class Scorer:
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
         self._mean, self._scale = moments.standard(np.array(arrays["moments"]))
         flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
-        self._parameters, self._plan = base.views(flat, self.model.shapes), losses.plan(settings.objectives)
-        self._fast = {name: self._parameters[name] for name in self.model.fast_parameters()}
-        self._native = self.model.native(flat) if native and self._plan.plain else None
+        self._parameters, self._plan = base.views(flat, shapes), losses.plan(settings.objectives)
+        self._fast = meta.fast(self._parameters, self.model, self._adapter)
+        self._native = self.model.native(flat) if native and self._plan.plain and meta.native(settings.meta) else None
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self.modes = modes.Modes(settings.meta)
@@ -71,22 +75,25 @@ class Scorer:
 
         Adaptation is left out where the scenario's mode is off or the support has fewer than `meta.min_support` rows.
         """
-        meta, used = self.settings.meta, 0
+        limits, used = self.settings.meta, 0
         if not len(ids):
             nothing = np.zeros((0, self._geometry.objectives), np.float32)
             return Scored(nothing, nothing, 0)
-        if support is not None and len(support.ids) >= meta.min_support and self.modes.code(scenario) != modes.OFF:
-            used = min(len(support.ids), meta.support_rows)
+        if support is not None and len(support.ids) >= limits.min_support and self.modes.code(scenario) != modes.OFF:
+            used = min(len(support.ids), limits.support_rows)
         inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)
         self._gather(ids, x, inputs[: len(ids)])
         label = np.zeros((0, len(self.settings.objectives)), np.float32)
+        weight = np.full(used, 1.0 / max(used, 1), np.float32)
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
+            if limits.half_life_s and len(support.ts):
+                weight = supports.by_age(support.ts[-used:], limits.half_life_s)
         if self._native is not None:
             return Scored(*self._natively(self._native, inputs, label), used)
         known = ids if support is None or not used else np.concatenate([ids, support.ids[-used:]])
-        plain, adapted = self._by_torch(self._inputs(inputs, known), label)
+        plain, adapted = self._by_torch(self._inputs(inputs, known), label, weight)
         return Scored(plain, adapted, used)
 
     def inspect(self, ids: U64, x: F32) -> dict[str, F32]:
@@ -117,9 +124,9 @@ class Scorer:
         slot = np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])
         return base.Inputs(*(torch.from_numpy(part) for part in (gathered, slot, self._slots.earned(slot))))
 
-    def _by_torch(self, inputs: base.Inputs, label: F32) -> tuple[F32, F32]:
-        """The same through the model's own trunk and tower."""
-        rows, settings = len(inputs.x) - len(label), self.settings.meta
+    def _by_torch(self, inputs: base.Inputs, label: F32, weight: F32) -> tuple[F32, F32]:
+        """The same through the model's own trunk and tower, the support rows weighted."""
+        rows = len(inputs.x) - len(label)
         with torch.inference_mode():
             known = self.model.trunk(self._parameters, inputs)
             query = base.MetaInput(*(part[:rows] for part in known))
@@ -127,10 +134,7 @@ class Scorer:
             if not len(label):
                 return plain, plain
             own = base.MetaInput(*(part[rows:].unsqueeze(0) for part in known))
-            weight = torch.full((1, len(label)), 1.0 / len(label))
-            change = adaptation.adapt(
-                self._fast, own, torch.from_numpy(label).unsqueeze(0), weight, settings.inner_rate, settings.inner_steps,
-                self._plan,
-            )  # fmt: skip
-            logit = adaptation.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
+            tasks = adapters.Tasks(own, torch.from_numpy(label).unsqueeze(0), torch.from_numpy(weight).unsqueeze(0))
+            change = self._adapter.adapt(self._fast, tasks)
+            logit = self._adapter.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
             return plain, losses.predictions(self._plan, logit[0]).numpy()

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from models import base, kernels, modes
+from state import config
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -22,6 +23,27 @@ class Distinct(NamedTuple):
     """(L, cap) positions in `rows`; only the first `taken` of a list count."""
     taken: I64
     """(L,) rows a list adapts on; 0 leaves it unadapted."""
+    share: F32 | None = None
+    """(L, cap) weights of a list's rows, which sum to one; None: all the same."""
+
+
+def of(settings: config.MetaLearning, batch: base.Batch, codes: I64) -> Distinct:
+    """The support rows of a minibatch, weighted by age if so configured and the times are known."""
+    found = distinct(batch, codes, settings.min_support, settings.support_rows)
+    if not settings.half_life_s or not len(batch.s_ts):
+        return found
+    share = np.zeros(found.place.shape, np.float32)
+    ends = np.cumsum(batch.n_support)
+    for t in np.flatnonzero(found.taken).tolist():
+        share[t, : found.taken[t]] = by_age(batch.s_ts[ends[t] - found.taken[t] : ends[t]], settings.half_life_s)
+    return found._replace(share=share)
+
+
+def by_age(ts: I64, half_life_s: float) -> F32:
+    """Weights (k,) of rows of these times (ms), which sum to one: half for every half-life that a row is older than another."""
+    age_s = (ts.max() - ts) / 1000.0
+    weight = np.exp2(-age_s / half_life_s)
+    return np.asarray(weight / weight.sum(), np.float32)
 
 
 def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
@@ -60,6 +82,8 @@ def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]]) -> Padded:
     starts = (np.cumsum(n_items) - n_items)[lists].astype(np.int64)
     k, q = np.arange(taken.max()), np.arange(items.max())
     weight = np.where(k < taken[:, None], 1.0 / taken[:, None], 0.0).astype(np.float32)
+    if found.share is not None:
+        weight = found.share[lists, : len(k)]
     inside = q < items[:, None]
     query = starts[:, None] + np.where(inside, q, 0)
     arrays = (found.place[lists, : len(k)].astype(np.int64), weight, query, query[inside], np.flatnonzero(inside))

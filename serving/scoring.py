@@ -140,7 +140,7 @@ def support_rows(layout: supports.Layout, packed: bytes | None, ts_ms: int, max_
     if rows is None:
         return None
     usable = rows[(rows["ts"] < ts_ms) & (rows["ts"] >= ts_ms - max_age_ms)]
-    return Support(usable["ids"], usable["x"], usable["label"])
+    return Support(usable["ids"], usable["x"], usable["label"], usable["ts"])
 
 
 def _reason(scorer: Scores, scenario: int, foreign: int) -> str:

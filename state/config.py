@@ -235,7 +235,7 @@ class Embedding(spec.Section, frozen=True):
 
 
 class MetaLearning(spec.Section, frozen=True):
-    """First-order MAML on the tower (T2 to T5)."""
+    """Adaptation of the tower to each task, and learning for it (T2 to T5)."""
 
     mode: Annotated[
         Literal["on", "off", "fine_tune_only"],
@@ -244,9 +244,32 @@ class MetaLearning(spec.Section, frozen=True):
     scenarios: Annotated[
         dict[str, Literal["on", "off", "fine_tune_only"]], Meta(description="mode of single scenarios, over `mode`")
     ] = {}
+    algorithm: Annotated[
+        Literal[
+            "anil",
+            "bias",
+            "cavia",
+            "film",
+            "fomaml",
+            "learned_update",
+            "maml",
+            "meta_sgd",
+            "paml",
+            "reptile",
+        ],
+        Meta(description="what is adapted and how (docs/meta_learning.md); a native network knows `fomaml` only"),
+    ] = "fomaml"
     weight: Annotated[float, Meta(ge=0, description="loss = original + weight x meta loss")] = 0.5
     inner_rate: Annotated[float, Meta(ge=0, description="step size of the adaptation")] = 0.05
     inner_steps: Annotated[int, Meta(ge=1, le=5, description="steps of the adaptation")] = 1
+    inner_decay: Annotated[
+        float, Meta(ge=0, description="decay towards the shared tower: a step first shrinks the change by `inner_rate` x this")
+    ] = 0.0
+    half_life_s: Annotated[
+        float, Meta(ge=0, description="a support row counts half as much as one that is so much newer; 0: all count the same")
+    ] = 0.0
+    context: Annotated[int, Meta(ge=1, le=256, description="numbers of a task's context vector (cavia)")] = 8
+    rank: Annotated[int, Meta(ge=1, le=64, description="columns of the learned update's maps (learned_update)")] = 4
     min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1
     support_rows: Annotated[
         int, Meta(ge=1, le=1024, description="newest support rows that an adaptation uses, in training and serving alike")
@@ -268,6 +291,15 @@ class Optimizer(spec.Section, frozen=True):
     wide_rate: Annotated[
         float, Meta(gt=0, description='learning rate of AdaGrad on what `model.wide = "fm"` learns of numbers')
     ] = 0.02
+    average: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="what is published is an average of the dense parameters: the share of it that a step leaves, so about the "
+            "last 1 / (1 - this) steps; 0 publishes the newest ones",
+        ),
+    ] = 0.998
     beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's second moment")] = 0.999
     weight_decay: Annotated[float, Meta(ge=0, description="decay of dense parameters")] = 0.0

@@ -236,7 +236,7 @@ def _block(inputs: Inputs, known: Supports, first: int, last: int) -> _Block:
     batch = base.Batch(
         inputs.ids[low:high], inputs.x[low:high], label, np.isfinite(label).astype(np.float32), inputs.scenario[first:last],
         np.diff(inputs.start[first : last + 1]), n_support,
-        np.ascontiguousarray(s["ids"]), np.ascontiguousarray(s["x"]), np.ascontiguousarray(s["label"]),
+        *(np.ascontiguousarray(s[name]) for name in ("ids", "x", "label", "ts")),
     )  # fmt: skip
     return _Block(first, last, batch, np.r_[0, np.cumsum(n_support)])
 
@@ -248,7 +248,7 @@ def _part(block: _Block, inputs: Inputs, first: int, last: int) -> base.Batch:
     s, t = int(block.support[a]), int(block.support[z])
     return base.Batch(
         b.ids[low:high], b.x[low:high], b.label[low:high], b.weight[low:high], b.scenario[a:z], b.n_items[a:z], b.n_support[a:z],
-        b.s_ids[s:t], b.s_x[s:t], b.s_label[s:t],
+        b.s_ids[s:t], b.s_x[s:t], b.s_label[s:t], b.s_ts[s:t],
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What meta-learning learns from: one closure per algorithm of `models.meta`, whose gradient is the outer gradient."""

@@ -1,0 +1,56 @@
+"""The table of adaptations, and how a model's dense vector is laid out with theirs."""
+
+from collections.abc import Callable
+
+import torch
+
+from models import base, losses
+from models.meta import adapters, anil, bias, cavia, film, fomaml, learned_update, maml, meta_sgd, paml
+from state import config
+
+ADAPTERS: dict[str, Callable[[adapters.Given], adapters.Adapter]] = {
+    "anil": anil.adapter,
+    "bias": bias.adapter,
+    "cavia": cavia.adapter,
+    "film": film.adapter,
+    "fomaml": fomaml.adapter,
+    "learned_update": learned_update.adapter,
+    "maml": maml.adapter,
+    "meta_sgd": meta_sgd.adapter,
+    "paml": paml.adapter,
+    "reptile": fomaml.adapter,
+}
+"""By `meta.algorithm`. Reptile differs from first-order MAML in what it learns from, not in how it adapts."""
+SEED = 0x6D657461
+"""Mixed into the seed of the model, so that the two draw different numbers."""
+
+
+def build(settings: config.Config, model: base.Model) -> adapters.Adapter:
+    """The adaptation that the configuration names, for a model."""
+    given = adapters.Given(settings.meta, adapters.tower_of(model), losses.plan(settings.objectives))
+    return ADAPTERS[settings.meta.algorithm](given)
+
+
+def native(settings: config.MetaLearning) -> bool:
+    """Whether hand-written networks know this adaptation: first-order MAML, support rows of equal weight, no decay."""
+    return settings.algorithm == "fomaml" and not settings.half_life_s and not settings.inner_decay
+
+
+def shapes(model: base.Model, adapter: adapters.Adapter) -> base.Shapes:
+    """The whole dense vector: the model's parameters, then the adaptation's."""
+    return model.shapes | adapter.shapes
+
+
+def initial(model: base.Model, adapter: adapters.Adapter, seed: int) -> torch.Tensor:
+    """What the dense vector starts from."""
+    flat = model.initial(seed)
+    if not adapter.shapes:
+        return flat
+    more = torch.zeros(base.size(adapter.shapes))
+    adapter.start(base.views(more, adapter.shapes), torch.Generator().manual_seed(seed ^ SEED))
+    return torch.cat([flat, more])
+
+
+def fast(parameters: base.Parameters, model: base.Model, adapter: adapters.Adapter) -> dict[str, torch.Tensor]:
+    """The fast parameters and the adaptation's, of all."""
+    return {name: parameters[name] for name in (*model.fast_parameters(), *adapter.shapes)}
