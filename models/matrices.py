@@ -6,7 +6,7 @@ dimension, whatever tile it falls in: a row of a product has the same bytes in a
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import llvmlite.binding
 import numpy as np
@@ -89,6 +89,55 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
 _two, _one, _narrow, _single = _panel(_LANES, 2), _panel(_LANES, 1), _panel(_FEW, 1), _panel(1, 1)
 
 
+def _locate(_typing: Any, array: Any) -> Any:
+    """Where an array's numbers begin; `array.ctypes.data` costs more than a small product."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.ptrtoint(held.data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
+_address = cast("Callable[[F32], int]", intrinsic(_locate))
+
+
+def _square(_typing: Any, a: Any, a_row: Any, out: Any, out_row: Any) -> Any:
+    """Transpose a square of `_LANES`, by addresses and strides in bytes (Eklundh 1972).
+
+    A round for every power of two exchanges the squares of that size beside the diagonal.
+    """
+    del a, a_row, out, out_row
+    vector = ir.VectorType(ir.FloatType(), _LANES)
+    mask = ir.VectorType(ir.IntType(32), _LANES)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        a, a_row, out, out_row = arguments
+
+        def at(base: Any, stride: Any, i: int) -> Any:
+            address = builder.add(base, builder.mul(stride, ir.Constant(base.type, i)))
+            return builder.inttoptr(address, ir.PointerType(vector))
+
+        rows = [builder.load(at(a, a_row, i), align=4) for i in range(_LANES)]
+        size = 1
+        while size < _LANES:
+            upper = [j if not j & size else j - size + _LANES for j in range(_LANES)]
+            lower = [j + size if not j & size else j + _LANES for j in range(_LANES)]
+            for i in range(_LANES):
+                if not i & size:
+                    pair = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (builder.shuffle_vector(*pair, ir.Constant(mask, m)) for m in (upper, lower))
+            size *= 2
+        for i, row in enumerate(rows):
+            builder.store(row, at(out, out_row, i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+_flip: Callable[..., None] = intrinsic(_square)
+
+
 @kernel
 def _by_address(
     a: int, a_row: int, a_column: int, b: int, b_row: int, c: int, c_row: int, rows: int, columns: int, depth: int, add: int
@@ -114,7 +163,7 @@ def _by_address(
 def product(a: F32, b: F32, c: F32, add: bool) -> None:
     """Fill c = a b, or add: c += a b. Rows of `b` and `c` must be contiguous; `a` may have any strides. No overlap."""
     _by_address(
-        a.ctypes.data, a.strides[0], a.strides[1], b.ctypes.data, b.strides[0], c.ctypes.data, c.strides[0],
+        _address(a), a.strides[0], a.strides[1], _address(b), b.strides[0], _address(c), c.strides[0],
         c.shape[0], c.shape[1], a.shape[1], 1 if add else 0,
     )  # fmt: skip
 
@@ -148,13 +197,17 @@ def room(space: Workspace, rows: int, columns: int) -> F32:
 
 @kernel
 def turned(a: F32, space: Workspace) -> F32:
-    """The transpose as a matrix of its own."""
+    """The transpose as a matrix of its own; rows of `a` must be contiguous."""
     rows, columns = a.shape
     out = room(space, columns, rows)
-    for low in range(0, rows, _ALIGN):
-        for j in range(columns):
-            for i in range(low, min(low + _ALIGN, rows)):
-                out[j, i] = a[i, j]
+    whole, square = rows - rows % _LANES, columns - columns % _LANES
+    source, target = _address(a), _address(out)
+    for i in range(0, whole, _LANES):
+        for j in range(0, square, _LANES):
+            _flip(source + i * a.strides[0] + 4 * j, a.strides[0], target + 4 * (j * rows + i), 4 * rows)
+    for i in range(rows):
+        for j in range(square if i < whole else 0, columns):
+            out[j, i] = a[i, j]
     return out
 
 

@@ -66,6 +66,13 @@ def test_a_workspace_that_is_too_small_is_an_error_and_not_a_write_beyond_it() -
     assert (matrices.turned(drawn(1, 5, 20), space) == drawn(1, 5, 20).T).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (32, 48), (19, 37), (40, 7), (0, 5)])
+def test_a_transpose_of_any_shape_is_exact_also_of_a_part(shape: tuple[int, int]) -> None:
+    space, whole = matrices.workspace(5000), drawn(1, 50, 60)
+    part = whole[2 : 2 + shape[0], 3 : 3 + shape[1]]
+    assert (matrices.turned(part, space) == part.T).all()
+
+
 def test_column_sums_and_layers_equal_plain_ones() -> None:
     x, weight, bias, out = drawn(1, 9, 7), drawn(2, 7, 11), drawn(3, 11), np.empty((9, 11), np.float32)
     matrices.affine(x, weight, bias, out)
