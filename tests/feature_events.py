@@ -28,11 +28,11 @@ categories = [
   {{ name = "device", source = "context.device" }},
   {{ name = "genre", source = "item.genre" }},
   {{ name = "tags", source = "item.tags", max_values = 3 }},
-  {{ name = "last_items", source = "recent.item", max_values = 4, share = "item" }},
-  {{ name = "last_kinds", source = "recent.kind", max_values = 4 }},
-  {{ name = "last_ages", source = "recent.age", max_values = 4 }},
-  {{ name = "last_scenarios", source = "recent.scenario", max_values = 3 }},
-  {{ name = "last_genres", source = "recent.genre", max_values = 25, share = "genre" }},
+  {{ name = "last_items", source = "recent.item", max_values = 3, share = "item" }},
+  {{ name = "last_kinds", source = "recent.kind", max_values = 2 }},
+  {{ name = "last_ages", source = "recent.age", max_values = 2 }},
+  {{ name = "last_scenarios", source = "recent.scenario", max_values = 2 }},
+  {{ name = "last_genres", source = "recent.genre", max_values = 3, share = "genre" }},
 ]
 numbers = [
   {{ name = "price", source = "item.price", transform = "log1p" }},
