@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from models import base, embedding, experts, id_map, parts, registry, scenario_slots
+from models.meta import registry as meta
 from state import config, ids
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -42,6 +43,8 @@ class _Old(NamedTuple):
 def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: str) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a trs model in which `scenario` is served as the old model's `arrays` serve it; optimiser state left out.
 
+    What the old model's adaptation had learned beside the tower (`meta.algorithm`) starts anew.
+
     Raises:
         config.ConfigError: the two configurations do not fit; the message names the setting of the new one and what it must be.
     """
@@ -52,8 +55,9 @@ def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: st
     flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
     parameters = base.views(flat, registry.build(old).shapes)
     found = _Old(old, parameters, int(mine[0]), float(slots.earned(mine)[0]))
+    dense = _dense(found, new).numpy()
     return {
-        "dense": _dense(found, new).numpy(), "moments": _moments(old, arrays["moments"], new), **_table(old, arrays, new),
+        "dense": dense, "dense.trained": dense, "moments": _moments(old, arrays["moments"], new), **_table(old, arrays, new),
         **_slots(new.scenarios, scenario),
     }  # fmt: skip
 
@@ -97,7 +101,7 @@ def refuse(old: config.Config, new: config.Config) -> None:
 
 def _dense(old: _Old, new: config.Config) -> torch.Tensor:
     model = registry.build(new)
-    flat = model.initial(new.learner.seed)
+    flat = meta.initial(model, meta.build(new, model), new.learner.seed)
     views, given, objectives = base.views(flat, model.shapes), old.parameters, model.objectives
     numbers = base.geometry(old.settings).numbers
     for name in ("tower.weight", "tower.bias", "output.weight", "output.bias", "wide.scale"):
