@@ -1,6 +1,8 @@
 """Adam or AdaGrad over the flat vector of dense parameters, behind a guard on its gradient; embeddings have their own rule.
 
 The wide part's weights and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
+What is published is an average of the parameters over the last steps (Polyak and Juditsky 1992): small minibatches leave noise in
+the newest ones, which training on does not mind and ranking does.
 """
 
 import math
@@ -17,6 +19,7 @@ from state.kernels import kernel
 F32 = npt.NDArray[np.float32]
 SUMMED = ("wide.first", "wide.numbers")
 """Parameters that always follow AdaGrad."""
+AVERAGE_START = 9.0
 
 
 class Dense:
@@ -31,6 +34,7 @@ class Dense:
         self.step = np.zeros(1, np.int64)
         bounds = [0, *(at for span in wide for at in span), size]
         self._others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
+        self.average = np.zeros(size, np.float32)
         for a, z in [*wide, *(self._others if settings.dense == "adagrad" else [])]:
             self.square[a:z] = settings.embedding_accumulator
 
@@ -49,6 +53,8 @@ class Dense:
                 )  # fmt: skip
         for a, z in self._wide:
             _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.wide_rate, 0.0)
+        # The early steps, whose parameters are soon outdated, weigh less than in a plain mean.
+        _approach(self.average, values, max(1.0 - s.average, AVERAGE_START / (AVERAGE_START + step)))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Moments and step as views."""
@@ -76,6 +82,13 @@ def _adagrad(values: F32, square: F32, gradient: F32, scale: float, rate: float,
         g = gradient[i] * s
         square[i] += g * g
         values[i] = values[i] * keep - by * g / (np.sqrt(square[i]) + np.float32(1e-8))
+
+
+@kernel
+def _approach(average: F32, values: F32, share: float) -> None:
+    by = np.float32(share)
+    for i in range(len(values)):
+        average[i] += by * (values[i] - average[i])
 
 
 def norm(gradient: F32) -> float:

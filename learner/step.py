@@ -59,6 +59,7 @@ class Trainer:
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.shapes)
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
+        self.adam.average[:] = self.dense
         network = self.model.native(flat) if native and plan.plain and meta.native(settings.meta) else None
         outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
         self.engine: passes.Engine = (
@@ -91,13 +92,21 @@ class Trainer:
         return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work.slot))
 
     def score(self, batch: base.Batch) -> Scores:
-        """Score without any change of state; ids without a row of their own read their field's shared row."""
+        """Score as published, with averaged dense parameters, without any change of state.
+
+        Ids without a row of their own read their field's shared row.
+        """
         if not len(batch.ids):
             nothing = np.zeros((0, self.model.objectives), np.float32)
             return Scores(nothing, nothing, 0.0, "no rows")
         rows = self.table.map.find(np.array(batch.ids))
         work = self._work(batch, rows, np.array(batch.x), self._slots(batch.ids))
-        done = self.engine.run(work, train=False)
+        trained = self.dense.copy()
+        self.dense[:] = self.adam.average
+        try:
+            done = self.engine.run(work, train=False)
+        finally:
+            self.dense[:] = trained
         return Scores(done.unadapted, done.adapted, done.loss, "")
 
     def _slots(self, ids: base.U64, admit: bool = False) -> I64:
@@ -133,8 +142,11 @@ class Trainer:
         return ""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The complete training state by name: views, to be copied before the next step."""
-        return {"dense": self.dense, **self.adam.arrays(), **self.table.arrays(), **self.slots.arrays(), **self.modes.arrays()}
+        """The complete training state by name: views, to be copied before the next step. `dense` is what serving reads."""
+        return {
+            "dense": self.adam.average, "dense.trained": self.dense, **self.adam.arrays(), **self.table.arrays(),
+            **self.slots.arrays(), **self.modes.arrays(),
+        }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
         """Take over a state that `arrays` returned (copied); continuing is then bit-identical.
@@ -144,13 +156,13 @@ class Trainer:
         """
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
-            fixed = name in {"dense", "moments", *self.adam.arrays(), *scenario_slots.SERVING}
+            fixed = name in {"dense", "dense.trained", "moments", *self.adam.arrays(), *scenario_slots.SERVING}
             if not fits or (fixed and arrays[name].shape != own.shape) or len(arrays["table"]) > len(self.table.table):
                 found = arrays[name].shape if name in arrays else "nothing"
                 raise ValueError(
                     f'snapshot array "{name}": found {found}, this configuration has {own.shape}; load its own snapshots'
                 )
-        self.dense[:] = arrays["dense"]
+        self.dense[:], self.adam.average[:] = arrays["dense.trained"], arrays["dense"]
         for name, own in self.adam.arrays().items():
             own[:] = arrays[name]
         self.table.load(arrays)

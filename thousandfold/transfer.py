@@ -178,7 +178,7 @@ def take_over(trainer: step.Trainer, start: step.Trainer) -> None:
     for name, view in views(flat, trainer.model).items():
         if name not in owned:
             view[:] = known[name]
-    trainer.load({**start.arrays(), **fresh, "dense": flat})
+    trainer.load({**start.arrays(), **fresh, "dense": flat, "dense.trained": flat})
 
 
 def views(flat: F32, model: base.Model) -> dict[str, F32]:

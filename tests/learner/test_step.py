@@ -7,7 +7,7 @@ from learner import optimizers, step
 from state import config
 from tests import minibatches
 
-KEPT = ("dense", "table", "accumulator", "moments", "adam.mean", "adam.square", "adam.step")
+KEPT = ("dense", "dense.trained", "table", "accumulator", "moments", "adam.mean", "adam.square", "adam.step")
 
 
 def digest(trainer: step.Trainer) -> str:
@@ -107,6 +107,29 @@ def test_dense_parameters_may_follow_adagrad_too_with_weight_decay() -> None:
         square += g.astype(np.float64) ** 2
         wanted = wanted * [1 - 0.1 * 0.5, 1, 1 - 0.1 * 0.5] - rates * g / np.sqrt(square)
     assert values == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_is_published_and_scored_is_an_average_of_the_last_steps() -> None:
+    settings = minibatches.settings(optimizer={"average": 0.75})
+    trainer = step.Trainer(settings)
+    wanted = trainer.dense.copy()
+    for i in range(60):
+        trainer.step(minibatches.minibatch(settings, i), i)
+        share = max(0.25, 9 / (9 + i + 1))
+        wanted += np.float32(share) * (trainer.dense - wanted)
+    arrays = {name: array.copy() for name, array in trainer.arrays().items()}
+    assert arrays["dense"] == pytest.approx(wanted, abs=1e-6)
+    assert not np.array_equal(arrays["dense"], arrays["dense.trained"])
+    batch, newest = minibatches.minibatch(settings, 70), step.Trainer(settings)
+    newest.load({**arrays, "dense.trained": arrays["dense"]})
+    assert trainer.score(batch).unadapted.tolist() == newest.score(batch).unadapted.tolist()
+    newest.load({**arrays, "dense": arrays["dense.trained"]})
+    assert trainer.score(batch).unadapted.tolist() != newest.score(batch).unadapted.tolist()
+
+
+def test_without_averaging_the_newest_parameters_are_published() -> None:
+    trainer = run(step.Trainer(minibatches.settings(optimizer={"average": 0.0})), 0, 5)
+    assert np.array_equal(trainer.arrays()["dense"], trainer.arrays()["dense.trained"])
 
 
 def test_a_row_is_scored_before_it_is_learned() -> None:
