@@ -23,7 +23,9 @@ class Work(NamedTuple):
     """A minibatch as the network sees it: R query rows, then the U distinct support rows."""
 
     inputs: F32
-    """(R + U, row)"""
+    """(R + U, row) as the rows' scenarios read them (`models.own_gains`)."""
+    shared: F32
+    """(R + U, row) as gathered."""
     slot: I64
     """(R + U,)"""
     earned: F32

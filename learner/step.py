@@ -15,13 +15,14 @@ import torch
 
 from learner import optimizers, passes
 from learner.meta import registry as meta_learners
-from models import base, embedding, losses, modes, registry, scenario_slots, supports
+from models import base, embedding, losses, modes, moments, own_gains, registry, scenario_slots, supports
 from models.meta import registry as meta
 from state import config
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -52,6 +53,7 @@ class Trainer:
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
+        self.gains = own_gains.Gains(settings)
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
         adapter = meta.build(settings, self.model)
         self.shapes = meta.shapes(self.model, adapter)
@@ -71,7 +73,7 @@ class Trainer:
     @property
     def serving_names(self) -> tuple[str, ...]:
         """Names of the arrays that serving needs."""
-        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *self.modes.arrays())
+        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *self.modes.arrays())
 
     def set_meta(self, scenario: str | int | None, mode: modes.Mode) -> None:
         """Switch meta-learning for one scenario (name or hash) or, with None, for those without a mode of their own."""
@@ -89,7 +91,7 @@ class Trainer:
         rows = self.table.admit(np.array(batch.ids), now_ms)
         work = self._work(batch, rows, x, self._slots(batch.ids, admit=True))
         done = self.engine.run(work, train=True)
-        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work.slot))
+        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work, self._row_weights(batch, work)))
 
     def score(self, batch: base.Batch) -> Scores:
         """Score as published, with averaged dense parameters, without any change of state.
@@ -109,6 +111,11 @@ class Trainer:
             self.dense[:] = trained
         return Scores(done.unadapted, done.adapted, done.loss, "")
 
+    def _row_weights(self, batch: base.Batch, work: passes.Work) -> F64:
+        sampling = self.settings.scenarios.negative_sampling
+        scenario = np.repeat(batch.scenario, batch.n_items) if sampling else batch.scenario
+        return moments.row_weights(work.label, work.weight, scenario, sampling)
+
     def _slots(self, ids: base.U64, admit: bool = False) -> I64:
         if self._scenario < 0:
             return np.zeros(len(ids), np.int64)
@@ -119,33 +126,35 @@ class Trainer:
         codes = self.modes.codes(batch.scenario)
         found = supports.of(self.settings.meta, batch, codes)
         inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
-        self.table.gather(rows, x, inputs[: len(rows)])
+        self.table.gather(rows, x, slot, inputs[: len(rows)])
+        own = self._slots(batch.s_ids[found.rows])
         if len(found.rows):
-            self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], inputs[len(rows) :])
-        slot = np.concatenate([slot, self._slots(batch.s_ids[found.rows])])
+            self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], own, inputs[len(rows) :])
+        slot = np.concatenate([slot, own])
         return passes.Work(
-            inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight),
+            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight),
             np.array(batch.n_items, np.int64), codes, found, batch.s_label[found.rows],
         )  # fmt: skip
 
-    def _descend(self, done: base.Pass, rows: I32, x: F32, slot: I64) -> str:
+    def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, weight: F64) -> str:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
         norm = optimizers.norm(self.gradient.flat.numpy())
         if not math.isfinite(norm) or not math.isfinite(optimizers.norm(done.inputs.reshape(-1))):
             return "gradient is not finite"
-        self.table.descend(rows, done.inputs)
+        slot = work.slot[: len(rows)]
+        self.table.descend(rows, self.gains.descend(work.shared[: len(rows)], slot, done.inputs))
         self.adam.descend(self.dense, self.gradient.flat.numpy(), norm)
-        self.table.observe(x)
-        self.slots.observe(slot[: len(rows)])
+        self.table.observe(x, slot, weight)
+        self.slots.observe(slot)
         return ""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete training state by name: views, to be copied before the next step. `dense` is what serving reads."""
         return {
             "dense": self.adam.average, "dense.trained": self.dense, **self.adam.arrays(), **self.table.arrays(),
-            **self.slots.arrays(), **self.modes.arrays(),
+            **self.slots.arrays(), **self.gains.arrays(), **self.modes.arrays(),
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
@@ -154,9 +163,10 @@ class Trainer:
         Raises:
             ValueError: an array is missing or has another shape than this configuration needs.
         """
+        optimisers = (*self.adam.arrays(), *self.gains.arrays())
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
-            fixed = name in {"dense", "dense.trained", "moments", *self.adam.arrays(), *scenario_slots.SERVING}
+            fixed = name in {"dense", "dense.trained", "moments", *optimisers, *scenario_slots.SERVING}
             if not fits or (fixed and arrays[name].shape != own.shape) or len(arrays["table"]) > len(self.table.table):
                 found = arrays[name].shape if name in arrays else "nothing"
                 raise ValueError(
@@ -167,4 +177,5 @@ class Trainer:
             own[:] = arrays[name]
         self.table.load(arrays)
         self.slots.load(arrays)
+        self.gains.load(arrays)
         self.modes.load(arrays)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, embedding, experts, id_map, parts, registry, scenario_slots
+from models import base, embedding, experts, id_map, own_gains, parts, registry, scenario_slots
 from models.meta import registry as meta
 from state import config, ids
 
@@ -41,9 +41,10 @@ class _Old(NamedTuple):
 
 
 def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a trs model in which `scenario` is served as the old model's `arrays` serve it; optimiser state left out.
+    """The arrays of a trs model in which `scenario` is served as the old model's `arrays` serve it.
 
-    What the old model's adaptation had learned beside the tower (`meta.algorithm`) starts anew.
+    What the old model's adaptation had learned beside the tower (`meta.algorithm`) starts anew, and so do the moments of the
+    dense parameters.
 
     Raises:
         config.ConfigError: the two configurations do not fit; the message names the setting of the new one and what it must be.
@@ -57,8 +58,9 @@ def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: st
     found = _Old(old, parameters, int(mine[0]), float(slots.earned(mine)[0]))
     dense = _dense(found, new).numpy()
     return {
-        "dense": dense, "dense.trained": dense, "moments": _moments(old, arrays["moments"], new), **_table(old, arrays, new),
-        **_slots(new.scenarios, scenario),
+        "dense": dense, "dense.trained": dense, "moments": _moments(old, arrays["moments"], new),
+        "moments.observed": _observed(old, arrays["moments.observed"][int(mine[0])], new), **_table(old, arrays, new),
+        **_slots(new.scenarios, scenario), **_gains(old, arrays, new, int(mine[0])),
     }  # fmt: skip
 
 
@@ -149,6 +151,14 @@ def _moments(old: config.Config, moments: npt.NDArray[Any], new: config.Config) 
     return out
 
 
+def _observed(old: config.Config, mine: npt.NDArray[Any], new: config.Config) -> npt.NDArray[np.float64]:
+    """The moments of the scenario that is taken over."""
+    before, after = base.geometry(old).numbers, base.geometry(new).numbers
+    out = np.zeros((new.scenarios.slots + 1, 4, len(after)))
+    out[SLOT][:, [after.index(name) for name in before]] = mine
+    return out
+
+
 def _table(old: config.Config, arrays: Arrays, new: config.Config) -> dict[str, npt.NDArray[Any]]:
     """Embeddings and the map of ids; the shared rows of new fields are put in after those of the old ones."""
     fields, all_fields = (int(embedding.columns(c).field_of.max()) + 1 for c in (old, new))
@@ -163,6 +173,15 @@ def _table(old: config.Config, arrays: Arrays, new: config.Config) -> dict[str, 
     out["map.free"] += more
     for name, added in (("table", fresh), ("accumulator", squares)):
         out[name] = np.concatenate([arrays[name][:fields], added, arrays[name][fields:]])
+    return out
+
+
+def _gains(old: config.Config, arrays: Arrays, new: config.Config, slot: int) -> dict[str, npt.NDArray[Any]]:
+    """What the scenario makes of the embeddings, with its sums of gradients: without those it would be lost at once."""
+    out, before, after = own_gains.Gains(new).arrays(), base.geometry(old).embedded, base.geometry(new).embedded
+    for name, own in out.items():
+        mine = arrays[name][slot]
+        own[SLOT, :before], own[SLOT, after : after + len(mine) - before] = mine[:before], mine[before:]
     return out
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, embedding, kernels, losses, modes, moments, registry, scenario_slots, supports, towers
+from models import base, embedding, kernels, losses, modes, own_gains, registry, scenario_slots, supports, towers
 from models.meta import adapters
 from models.meta import registry as meta
 from state import config
 
 U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -41,14 +43,15 @@ class Scorer:
         self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
         self._adapter = meta.build(settings, self.model)
         shapes = meta.shapes(self.model, self._adapter)
-        missing = [n for n in ("dense", *embedding.SERVING, *scenario_slots.SERVING) if n not in arrays]
+        missing = [n for n in ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING) if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
         numbers, width = len(self._geometry.numbers), self._geometry.width
         slots = settings.scenarios.slots
         wanted = {
             "dense": (base.size(shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1),
-            "slots.keys": (slots,), "slots.rows": (slots + 1,),
+            "slots.keys": (slots,), "slots.rows": (slots + 1,), "moments.observed": (slots + 1, 4, numbers),
+            "gains.value": (slots + 1, self._geometry.embedded + len(self._geometry.categories)),
         }  # fmt: skip
         for name, shape in wanted.items():
             if arrays[name].shape != shape:
@@ -59,13 +62,15 @@ class Scorer:
         self._columns = embedding.columns(settings)
         self._salts = kernels.salts(len(self._columns.starts))[self._columns.field_of]
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
-        self._mean, self._scale = moments.standard(np.array(arrays["moments"]))
+        self._observed = np.array(arrays["moments.observed"], np.float64)
+        self._mean, self._scale, self._own = embedding.standard(settings, np.array(arrays["moments"]), self._observed)
         flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
         self._parameters, self._plan = base.views(flat, shapes), losses.plan(settings.objectives)
         self._fast = meta.fast(self._parameters, self.model, self._adapter)
         self._native = self.model.native(flat) if native and self._plan.plain and meta.native(settings.meta) else None
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
+        self._gains = np.array(arrays["gains.value"], np.float32)
         self.modes = modes.Modes(settings.meta)
         if "meta.configured" in arrays:
             self.modes.load(arrays)
@@ -90,11 +95,16 @@ class Scorer:
             label = np.array(support.label[-used:], np.float32)
             if limits.half_life_s and len(support.ts):
                 weight = supports.by_age(support.ts[-used:], limits.half_life_s)
+        known = self._inputs(inputs, ids if support is None or not used else np.concatenate([ids, support.ids[-used:]]))
         if self._native is not None:
-            return Scored(*self._natively(self._native, inputs, label), used)
-        known = ids if support is None or not used else np.concatenate([ids, support.ids[-used:]])
-        plain, adapted = self._by_torch(self._inputs(inputs, known), label, weight)
+            return Scored(*self._natively(self._native, known.x.numpy(), label), used)
+        plain, adapted = self._by_torch(known, label, weight)
         return Scored(plain, adapted, used)
+
+    def observed(self, scenario: int) -> tuple[int, F64]:
+        """A scenario's slot, 0 for none, and the moments (4, D) of the numbers that it was trained on (`models.moments.observe`)."""
+        slot = int(self._slots.find(np.array([scenario], np.uint64))[0])
+        return slot, self._observed[slot]
 
     def inspect(self, ids: U64, x: F32) -> dict[str, F32]:
         """What the model says of its gates for rows of ids (n, F) and raw numbers (n, D), see `base.Model.inspect`."""
@@ -107,7 +117,10 @@ class Scorer:
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
         rows, columns = np.empty(ids.shape, np.int32), self._columns
         kernels.find(np.array(ids, np.uint64), columns.field_of, self._salts, self._keys, self._values, rows)
-        embedding.gather(self._table, rows, columns, np.array(x, np.float32), self._mean, self._scale, out)
+        numbers = np.array(x, np.float32)
+        if self._own is not None:
+            numbers = self._own.apply(numbers, self._slots_of(ids))
+        embedding.gather(self._table, rows, columns, numbers, self._mean, self._scale, out)
 
     def _natively(self, network: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
         """Probabilities of the rows before the last `len(label)`, which are the support."""
@@ -120,9 +133,13 @@ class Scorer:
         done = network.run(inputs, lists, None)
         return done.unadapted, done.adapted
 
+    def _slots_of(self, ids: U64) -> I64:
+        return np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])
+
     def _inputs(self, gathered: F32, ids: U64) -> base.Inputs:
-        slot = np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])
-        return base.Inputs(*(torch.from_numpy(part) for part in (gathered, slot, self._slots.earned(slot))))
+        slot = self._slots_of(ids)
+        own = own_gains.apply(gathered, slot, self._gains, self._geometry.width)
+        return base.Inputs(*(torch.from_numpy(part) for part in (own, slot, self._slots.earned(slot))))
 
     def _by_torch(self, inputs: base.Inputs, label: F32, weight: F32) -> tuple[F32, F32]:
         """The same through the model's own trunk and tower, the support rows weighted."""

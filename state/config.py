@@ -114,6 +114,13 @@ class Scenarios(spec.Section, frozen=True):
     prior_rows: Annotated[
         float, Meta(gt=0, description="a scenario's own parameters count n / (n + this) after n training rows")
     ] = 10_000.0
+    negative_sampling: Annotated[
+        dict[str, Annotated[float, Meta(gt=0, le=1)]],
+        Meta(
+            description="share of the rows without an action that a producer kept, by scenario (`*`: those that are not named); "
+            "moments of numbers by scenario count such a row 1 / share times. Not known: all were kept"
+        ),
+    ] = {}
 
 
 class Actions(spec.Section, frozen=True):
@@ -223,6 +230,13 @@ class Model(spec.Section, frozen=True):
             "factorisation machine over ids and numbers"
         ),
     ] = "product"
+    moments: Annotated[
+        Literal["shared", "scenario"],
+        Meta(
+            description="numbers are standardised by the running moments of all rows, or by those of each scenario, which count "
+            "as its own parameters do (`scenarios.prior_rows`)"
+        ),
+    ] = "shared"
 
 
 class Embedding(spec.Section, frozen=True):
@@ -291,6 +305,14 @@ class Optimizer(spec.Section, frozen=True):
     wide_rate: Annotated[
         float, Meta(gt=0, description='learning rate of AdaGrad on what `model.wide = "fm"` learns of numbers')
     ] = 0.02
+    gain_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="learning rate of what a scenario makes of each number of the shared embeddings (`models/own_gains.py`); "
+            "0: all read them as they are",
+        ),
+    ] = 1.0
     average: Annotated[
         float,
         Meta(
@@ -348,6 +370,22 @@ class Serving(spec.Section, frozen=True):
     breaker_open_s: Annotated[float, Meta(gt=0, description="seconds the breaker stays open")] = 2.0
     poll_s: Annotated[float, Meta(gt=0, description="seconds between looks for a new snapshot")] = 0.5
     threads: Annotated[int, Meta(ge=1, le=64, description="torch threads")] = 1
+
+
+class Divergence(spec.Section, frozen=True):
+    """Serving compares the numbers that it scores with those that the model was trained on, by number and scenario."""
+
+    every: Annotated[int, Meta(ge=0, description="one of so many requests is looked at; 0: none")] = 10
+    top: Annotated[
+        int,
+        Meta(ge=0, description="of a request only the best scored candidates, as many as are shown (what training sees); 0: all"),
+    ] = 0
+    half_life_requests: Annotated[float, Meta(gt=0, description="what was looked at halves its weight after so many more")] = 2000.0
+    min_requests: Annotated[int, Meta(ge=1, description="requests looked at in a scenario before it is compared")] = 200
+    min_rows: Annotated[float, Meta(gt=0, description="rows that a scenario must have been trained on to be compared")] = 1000.0
+    mean: Annotated[float, Meta(gt=0, description="alarm: the means differ by so many standard deviations")] = 0.5
+    deviation: Annotated[float, Meta(gt=0, description="alarm: logarithm of the ratio of the standard deviations, either way")] = 0.7
+    missing: Annotated[float, Meta(gt=0, le=1, description="alarm: the shares of absent values differ by so much")] = 0.1
 
 
 class Streams(spec.Section, frozen=True):
@@ -420,6 +458,7 @@ class Config(spec.Section, frozen=True):
     learner: Learner = Learner()
     snapshot: Snapshot = Snapshot()
     serving: Serving = Serving()
+    divergence: Divergence = Divergence()
     streams: Streams = Streams()
     security: Security = Security()
     quality: Quality = Quality()
@@ -504,6 +543,14 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("model.prune_least", f"must not exceed prune_most, which is {config.model.prune_most:g}"))
     if config.join.window_s + config.join.lateness_s > config.join.retention_s:
         found.append(("join.window_s", "window_s plus lateness_s must not exceed retention_s"))
+    for name in config.scenarios.negative_sampling:
+        if config.scenarios.known and name not in {"*", *config.scenarios.known}:
+            allowed = ", ".join(config.scenarios.known)
+            found.append(("scenarios.negative_sampling", f'"{name}" is not in scenarios.known ({allowed}), nor "*"'))
+    if config.scenarios.negative_sampling and config.join.mode == "eager":
+        found.append(
+            ("scenarios.negative_sampling", 'needs join.mode = "window": in eager mode every row first comes without its actions')
+        )
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
     return found

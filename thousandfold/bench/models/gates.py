@@ -24,11 +24,12 @@ def values(trainer: step.Trainer, inputs: protocol.Inputs) -> dict[str, F32]:
     for scenario in np.unique(inputs.scenario).tolist():
         rows = np.flatnonzero(of_row == scenario)[-ROWS:]
         x = np.empty((len(rows), trainer.table.row), np.float32)
-        trainer.table.gather(trainer.table.map.find(inputs.ids[rows]), inputs.x[rows], x)
         slot = trainer.slots.find(of_row[rows])
+        trainer.table.gather(trainer.table.map.find(inputs.ids[rows]), inputs.x[rows], slot, x)
         earned = trainer.slots.earned(slot)
         with torch.no_grad():
-            seen = base.Inputs(torch.from_numpy(x), torch.from_numpy(slot), torch.from_numpy(earned))
+            own = trainer.gains.apply(x, slot)
+            seen = base.Inputs(torch.from_numpy(own), torch.from_numpy(slot), torch.from_numpy(earned))
             for name, gate in trainer.model.inspect(parameters, seen).items():
                 found.setdefault(name, []).append(gate.double().mean(0).flatten().float().numpy())
     return {name: np.stack(means) for name, means in found.items()}

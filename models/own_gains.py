@@ -1,0 +1,127 @@
+"""What a scenario makes of the shared embeddings: a factor of its own for each of their numbers, which may be negative.
+
+All scenarios read one row per id, so where one scenario's visitors like what the others' do not, no gate between 0 and 2 and
+no wide part helps: the row's sign is wrong. Every network therefore reads row x (1 + own gain of the scenario), and the row
+learns through the same factor, so that rows of a contrary scenario teach what they mean to the others. There are
+C x (E + 1) gains in a slot (`models.scenario_slots`), few enough to be learned from some thousand rows.
+
+A gain earns its place with data: it follows FTRL-Proximal (McMahan et al. 2013, algorithm 1), whose threshold here is
+`EVIDENCE` standard errors of the summed gradient. Until then it is exactly 0, and the scenario reads what is shared. Numbers
+and the places of behaviour sequences have no gains: where they enter, weights are the network's own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models import base
+from state import config
+from state.kernels import kernel
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+SERVING = ("gains.value",)
+EVIDENCE = 1.0
+START = 1e-6
+"""Sum of squared gradients that everything begins with."""
+FLOORS = frozenset({"fm", "lr"})
+"""Models that are there for comparison and stay what their papers say."""
+
+
+class Gains:
+    """The gains of every slot and their optimiser: (slots + 1, C x E + C), for the embeddings and the first-order weights."""
+
+    def __init__(self, settings: config.Config) -> None:
+        geometry = base.geometry(settings)
+        shape = (settings.scenarios.slots + 1, geometry.embedded + len(geometry.categories))
+        self.width = geometry.width
+        self.rate = 0.0 if settings.model.name in FLOORS else settings.optimizer.gain_rate
+        self.value, self.sum = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.square = np.full(shape, START, np.float32)
+
+    def apply(self, x: F32, slot: I64) -> F32:
+        """See `apply`."""
+        return apply(x, slot, self.value, self.width)
+
+    def descend(self, x: F32, slot: I64, gradient: F32) -> F32:
+        """Learn from the gradient (n, row) of what `apply` made of rows x (n, row); returns the gradient of x itself."""
+        if self.rate == 0 or not slot.any():
+            return gradient
+        slope, present = np.zeros_like(self.value), np.zeros(len(self.value), np.bool_)
+        out = np.empty_like(gradient)
+        _backward(x, slot, self.value, self.width, gradient, out, slope, present)
+        _descend(self.value, self.sum, self.square, slope, present, self.rate, EVIDENCE)
+        return out
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The state as views, for a snapshot."""
+        return {"gains.value": self.value, "gains.sum": self.sum, "gains.square": self.square}
+
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over a state that `arrays` returned (copied)."""
+        for name, own in self.arrays().items():
+            own[:] = arrays[name]
+
+
+def apply(x: F32, slot: I64, value: F32, width: int) -> F32:
+    """Gathered input rows (n, row) as their slots (n,) read them; `x` itself where no slot has gains yet."""
+    if not value[np.unique(slot)].any():
+        return x
+    out = np.empty_like(x)
+    _forward(x, slot, value, width, out)
+    return out
+
+
+@kernel
+def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> None:
+    categories = value.shape[1] // (width + 1)
+    embedded, first = categories * width, x.shape[1] - categories
+    for i in range(len(x)):
+        own = value[slot[i]]
+        for j in range(embedded):
+            out[i, j] = x[i, j] * (np.float32(1) + own[j])
+        for j in range(embedded, first):
+            out[i, j] = x[i, j]
+        for j in range(categories):
+            out[i, first + j] = x[i, first + j] * (np.float32(1) + own[embedded + j])
+
+
+@kernel
+def _backward(
+    x: F32, slot: I64, value: F32, width: int, gradient: F32, out: F32, slope: F32, present: npt.NDArray[np.bool_]
+) -> None:
+    """Fill `out` with the gradient of x, add that of the gains to `slope`, and mark the slots that have rows."""
+    categories = value.shape[1] // (width + 1)
+    embedded, first = categories * width, x.shape[1] - categories
+    for i in range(len(gradient)):
+        own, total = value[slot[i]], slope[slot[i]]
+        present[slot[i]] = True
+        for j in range(embedded):
+            total[j] += gradient[i, j] * x[i, j]
+            out[i, j] = gradient[i, j] * (np.float32(1) + own[j])
+        for j in range(embedded, first):
+            out[i, j] = gradient[i, j]
+        for j in range(categories):
+            total[embedded + j] += gradient[i, first + j] * x[i, first + j]
+            out[i, first + j] = gradient[i, first + j] * (np.float32(1) + own[embedded + j])
+
+
+@kernel
+def _descend(
+    value: F32, total: F32, square: F32, slope: F32, present: npt.NDArray[np.bool_], rate: float, evidence: float
+) -> None:
+    """FTRL-Proximal with an L1 penalty that grows as the standard error of the sum; slot 0 is nobody's and stays zero."""
+    by, least = np.float32(rate), np.float32(evidence)
+    for s in range(1, len(value)):
+        if not present[s]:
+            continue
+        for j in range(value.shape[1]):
+            g, before = slope[s, j], np.sqrt(square[s, j])
+            square[s, j] += g * g
+            now = np.sqrt(square[s, j])
+            total[s, j] += g - (now - before) / by * value[s, j]
+            t = total[s, j] / now
+            over = abs(t) - least
+            value[s, j] = (-by * over if t > 0 else by * over) if over > 0 else np.float32(0)
