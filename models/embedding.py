@@ -17,9 +17,10 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-SERVING = ("table", "map.keys", "map.values", "moments")
+SERVING = ("table", "map.keys", "map.values", "moments", "moments.observed")
 
 
 class Columns(NamedTuple):
@@ -57,6 +58,29 @@ def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F3
         kernels.gather_each(table, rows, columns.each, len(columns.starts) * (table.shape[1] - 1) + x.shape[1], out)
 
 
+class Own(NamedTuple):
+    """Mean and 1 / standard deviation (slots + 1, D) of each scenario."""
+
+    mean: F32
+    scale: F32
+
+    def apply(self, x: F32, slot: I64) -> F32:
+        """Raw numbers (n, D), each row standardised for its slot (n,)."""
+        return moments.standardise(x, slot, self.mean, self.scale)
+
+
+def standard(settings: config.Config, shared: F64, observed: F64) -> tuple[F32, F32, Own | None]:
+    """By what raw numbers are standardised: mean and 1 / deviation (D,) of all rows, or those of each scenario.
+
+    With `model.moments = "scenario"` the first two change nothing, and rows go through `Own.apply` before they are gathered.
+    """
+    if settings.model.moments == "shared":
+        return *moments.standard(shared), None
+    numbers = shared.shape[1]
+    own = Own(*moments.standards(shared, observed, settings.scenarios.prior_rows))
+    return np.zeros(numbers, np.float32), np.ones(numbers, np.float32), own
+
+
 class Table:
     """Embeddings, accumulators, id map and number moments: everything that is per id or per column, not dense.
 
@@ -77,7 +101,8 @@ class Table:
         self.accumulator = np.zeros((rows, 2), np.float32)
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
         self.moments = np.zeros((3, numbers), np.float64)
-        self.mean, self.scale = moments.standard(self.moments)
+        self.observed = np.zeros((settings.scenarios.slots + 1, 4, numbers), np.float64)
+        self._standard()
         self._mark = np.zeros(rows, np.int32)
         self._total, self._touched = np.zeros((0, self.width + 1), np.float32), np.zeros(0, np.int32)
 
@@ -96,9 +121,9 @@ class Table:
         )  # fmt: skip
         return rows
 
-    def gather(self, rows: I32, x: F32, out: F32) -> None:
-        """Input rows (n, row) for table rows (n, F) and raw numbers (n, D)."""
-        gather(self.table, rows, self.columns, x, self.mean, self.scale, out)
+    def gather(self, rows: I32, x: F32, slot: I64, out: F32) -> None:
+        """Input rows (n, row) for table rows (n, F) and raw numbers (n, D) of scenarios' slots (n,)."""
+        gather(self.table, rows, self.columns, self.own.apply(x, slot) if self.own else x, self.mean, self.scale, out)
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""
@@ -109,16 +134,24 @@ class Table:
             self._settings.optimizer.embedding_rate, self._mark, self._total, self._touched,
         )  # fmt: skip
 
-    def observe(self, x: F32) -> None:
-        """Merge raw numbers (n, D) into the moments; called after the rows were trained on."""
+    def observe(self, x: F32, slot: I64, weight: F64) -> None:
+        """Merge raw numbers (n, D) into the moments; called after the rows were trained on.
+
+        In those of their scenarios' slots (n,) the rows weigh `weight` (n,), see `moments.row_weights`.
+        """
         moments.update(self.moments, x, moments.HALF_LIFE_ROWS)
-        self.mean, self.scale = moments.standard(self.moments)
+        moments.observe(self.observed, x, slot, weight, moments.HALF_LIFE_ROWS)
+        self._standard()
+
+    def _standard(self) -> None:
+        self.mean, self.scale, self.own = standard(self._settings, self.moments, self.observed)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete state as views, rows never used left out."""
         used = self.map.rows
         return {
-            "table": self.table[:used], "accumulator": self.accumulator[:used], "moments": self.moments, **self.map.arrays(),
+            "table": self.table[:used], "accumulator": self.accumulator[:used], "moments": self.moments,
+            "moments.observed": self.observed, **self.map.arrays(),
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
@@ -127,5 +160,5 @@ class Table:
         used = len(arrays["table"])
         self.table[:used], self.accumulator[:used] = arrays["table"], arrays["accumulator"]
         self.table[used:], self.accumulator[used:] = 0, 0
-        self.moments[:] = arrays["moments"]
-        self.mean, self.scale = moments.standard(self.moments)
+        self.moments[:], self.observed[:] = arrays["moments"], arrays["moments.observed"]
+        self._standard()

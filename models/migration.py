@@ -59,7 +59,7 @@ def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: st
     dense = _dense(found, new).numpy()
     return {
         "dense": dense, "dense.trained": dense, "moments": _moments(old, arrays["moments"], new),
-        "moments.observed": _observed(old, arrays["moments.observed"][int(mine[0])], new), **_table(old, arrays, new),
+        "moments.observed": _observed(old, arrays["moments.observed"], new, int(mine[0])), **_table(old, arrays, new),
         **_slots(new.scenarios, scenario), **_gains(old, arrays, new, int(mine[0])),
     }  # fmt: skip
 
@@ -95,6 +95,8 @@ def refuse(old: config.Config, new: config.Config) -> None:
         ("model.own_experts", new.model.own_experts, group),
         ("model.expert_hidden", experts.widths(new, 0)[1:], sizes),
         ("model.own_towers", new.model.own_towers or not old.model.own_towers, True),
+        ("model.moments", new.model.moments, old.model.moments),
+        ("scenarios.prior_rows", *(c.scenarios.prior_rows if c.model.moments == "scenario" else 0.0 for c in (new, old))),
         ("model.star_tower", new.model.star_tower and old.model.own_towers, False),
     ):
         if own != must:
@@ -151,11 +153,12 @@ def _moments(old: config.Config, moments: npt.NDArray[Any], new: config.Config) 
     return out
 
 
-def _observed(old: config.Config, mine: npt.NDArray[Any], new: config.Config) -> npt.NDArray[np.float64]:
-    """The moments of the scenario that is taken over."""
+def _observed(old: config.Config, observed: npt.NDArray[Any], new: config.Config, slot: int) -> npt.NDArray[np.float64]:
+    """The moments of the scenario that is taken over; a scenario without a slot had none of its own."""
     before, after = base.geometry(old).numbers, base.geometry(new).numbers
     out = np.zeros((new.scenarios.slots + 1, 4, len(after)))
-    out[SLOT][:, [after.index(name) for name in before]] = mine
+    if slot:
+        out[SLOT][:, [after.index(name) for name in before]] = observed[slot]
     return out
 
 

@@ -102,7 +102,7 @@ class Scorer:
         return Scored(plain, adapted, used)
 
     def observed(self, scenario: int) -> tuple[int, F64]:
-        """A scenario's slot, 0 for none, and the moments (4, D) of the numbers that it was trained on (`models.moments.observe`)."""
+        """A scenario's slot, 0 for none, and the moments (4, D) of its numbers as trained (`models.moments.observe`)."""
         slot = int(self._slots.find(np.array([scenario], np.uint64))[0])
         return slot, self._observed[slot]
 

@@ -318,8 +318,8 @@ class Optimizer(spec.Section, frozen=True):
         Meta(
             ge=0,
             lt=1,
-            description="what is published is an average of the dense parameters: the share of it that a step leaves, so about the "
-            "last 1 / (1 - this) steps; 0 publishes the newest ones",
+            description="what is published is an average of the dense parameters: the share of it that a step leaves, so of "
+            "about the last 1 / (1 - this) steps; 0 publishes the newest ones",
         ),
     ] = 0.998
     beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
@@ -380,11 +380,11 @@ class Divergence(spec.Section, frozen=True):
         int,
         Meta(ge=0, description="of a request only the best scored candidates, as many as are shown (what training sees); 0: all"),
     ] = 0
-    half_life_requests: Annotated[float, Meta(gt=0, description="what was looked at halves its weight after so many more")] = 2000.0
+    half_life_requests: Annotated[float, Meta(gt=0, description="what was looked at halves its weight after so many")] = 2000.0
     min_requests: Annotated[int, Meta(ge=1, description="requests looked at in a scenario before it is compared")] = 200
     min_rows: Annotated[float, Meta(gt=0, description="rows that a scenario must have been trained on to be compared")] = 1000.0
     mean: Annotated[float, Meta(gt=0, description="alarm: the means differ by so many standard deviations")] = 0.5
-    deviation: Annotated[float, Meta(gt=0, description="alarm: logarithm of the ratio of the standard deviations, either way")] = 0.7
+    deviation: Annotated[float, Meta(gt=0, description="alarm: logarithm of the ratio of the deviations, either way")] = 0.7
     missing: Annotated[float, Meta(gt=0, le=1, description="alarm: the shares of absent values differ by so much")] = 0.1
 
 

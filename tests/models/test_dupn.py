@@ -41,7 +41,7 @@ class Case:
     def inputs(self, hashes: base.U64) -> base.Inputs:
         table = self.trainer.table
         x = np.empty((len(hashes), table.row), np.float32)
-        table.gather(table.admit(hashes, 0), self.batch.x[: len(hashes)], x)
+        table.gather(table.admit(hashes, 0), self.batch.x[: len(hashes)], np.zeros(len(hashes), np.int64), x)
         return base.Inputs(torch.from_numpy(x), torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x)))
 
     def logits(self, hashes: base.U64) -> torch.Tensor:

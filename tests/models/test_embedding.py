@@ -15,7 +15,7 @@ def filled() -> tuple[embedding.Table, embedding.I32, embedding.F32]:
 
 def gathered(table: embedding.Table, rows: embedding.I32, x: embedding.F32) -> embedding.F32:
     out = np.full((len(rows), table.row), np.nan, np.float32)
-    table.gather(rows, x, out)
+    table.gather(rows, x, np.zeros(len(rows), np.int64), out)
     return out
 
 
@@ -31,7 +31,7 @@ def test_a_multi_valued_category_is_the_mean_of_what_is_present_and_zero_if_noth
 
 def test_numbers_are_standardised_clipped_and_absent_ones_are_the_mean() -> None:
     table, rows, x = filled()
-    table.observe(x)
+    table.observe(x, np.zeros(len(x), np.int64), np.ones(len(x)))
     x[0], x[1, 0], x[1, 1] = table.mean + 1 / table.scale, 1e9, np.nan
     out = gathered(table, rows, x)
     assert out[0, 16:18] == pytest.approx([1, 1], rel=1e-5)
