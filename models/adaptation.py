@@ -46,8 +46,8 @@ def adapt(
         start = start.reshape(tasks, most * objectives, width)
         wanted = losses.task_targets(plan, label, weight * -rate)
         error = torch.zeros_like(start)
-        output = torch.zeros(tasks, *fast["output.weight"].shape)
-        bias = torch.zeros(tasks, objectives)
+        output = start.new_zeros(tasks, *fast["output.weight"].shape)
+        bias = start.new_zeros(tasks, objectives)
         products = torch.bmm(hidden, hidden.transpose(1, 2)) + 1 if steps > 1 else None
         for step in range(steps):
             z = start if step == 0 or products is None else torch.baddbmm(start, products, error)
