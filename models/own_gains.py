@@ -67,7 +67,7 @@ class Gains:
 
 def apply(x: F32, slot: I64, value: F32, width: int) -> F32:
     """Gathered input rows (n, row) as their slots (n,) read them; `x` itself where no slot has gains yet."""
-    if not value[np.unique(slot)].any():
+    if not value[np.flatnonzero(np.bincount(slot))].any():
         return x
     out = np.empty_like(x)
     _forward(x, slot, value, width, out)
