@@ -89,12 +89,11 @@ class Scorer:
         inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)
         self._gather(ids, x, inputs[: len(ids)])
         label = np.zeros((0, len(self.settings.objectives)), np.float32)
-        weight = np.full(used, 1.0 / max(used, 1), np.float32)
+        weight = np.zeros(0, np.float32)
         if used and support is not None:
             self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
             label = np.array(support.label[-used:], np.float32)
-            if limits.half_life_s and len(support.ts):
-                weight = supports.by_age(support.ts[-used:], limits.half_life_s)
+            weight = supports.row_weights(limits, used, support.ts[-used:])
         known = self._inputs(inputs, ids if support is None or not used else np.concatenate([ids, support.ids[-used:]]))
         if self._native is not None:
             return Scored(*self._natively(self._native, known.x.numpy(), label), used)

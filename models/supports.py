@@ -24,19 +24,27 @@ class Distinct(NamedTuple):
     taken: I64
     """(L,) rows a list adapts on; 0 leaves it unadapted."""
     share: F32 | None = None
-    """(L, cap) weights of a list's rows, which sum to one; None: all the same."""
+    """(L, cap) weights of a list's rows, see `row_weights`; None: all the same, and they sum to one."""
 
 
 def of(settings: config.MetaLearning, batch: base.Batch, codes: I64) -> Distinct:
-    """The support rows of a minibatch, weighted by age if so configured and the times are known."""
+    """The support rows of a minibatch, weighted as configured."""
     found = distinct(batch, codes, settings.min_support, settings.support_rows)
-    if not settings.half_life_s or not len(batch.s_ts):
+    if not settings.prior_rows and not (settings.half_life_s and len(batch.s_ts)):
         return found
     share = np.zeros(found.place.shape, np.float32)
     ends = np.cumsum(batch.n_support)
     for t in np.flatnonzero(found.taken).tolist():
-        share[t, : found.taken[t]] = by_age(batch.s_ts[ends[t] - found.taken[t] : ends[t]], settings.half_life_s)
+        n = int(found.taken[t])
+        share[t, :n] = row_weights(settings, n, batch.s_ts[ends[t] - n : ends[t]])
     return found._replace(share=share)
+
+
+def row_weights(settings: config.MetaLearning, rows: int, ts: I64) -> F32:
+    """Weights of a task's n rows: by age where there are times (ms), in sum n / (n + `prior_rows`)."""
+    aged = settings.half_life_s and len(ts)
+    weight = by_age(ts, settings.half_life_s) if aged else np.full(rows, 1.0 / max(rows, 1), np.float32)
+    return weight * np.float32(rows / (rows + settings.prior_rows)) if settings.prior_rows else weight
 
 
 def by_age(ts: I64, half_life_s: float) -> F32:

@@ -282,6 +282,10 @@ class MetaLearning(spec.Section, frozen=True):
     half_life_s: Annotated[
         float, Meta(ge=0, description="a support row counts half as much as one that is so much newer; 0: all count the same")
     ] = 0.0
+    prior_rows: Annotated[
+        float,
+        Meta(ge=0, description="a task with n support rows is adapted at n / (n + this) of the rate, so that few move little"),
+    ] = 0.0
     context: Annotated[int, Meta(ge=1, le=256, description="numbers of a task's context vector (cavia)")] = 8
     rank: Annotated[int, Meta(ge=1, le=64, description="columns of the learned update's maps (learned_update)")] = 4
     min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1

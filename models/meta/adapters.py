@@ -17,7 +17,7 @@ class Tasks(NamedTuple):
     label: torch.Tensor
     """(T, K, objectives)"""
     weight: torch.Tensor
-    """(T, K), sums to one in a task, 0 for padding."""
+    """(T, K), 0 for padding; in a task they sum to one, or to less where few rows shall move little."""
 
 
 class Tower(NamedTuple):

@@ -31,6 +31,7 @@ GRID: dict[str, tuple[Any, ...]] = {
     "inner_steps": (1, 2, 3, 5),
     "weight": (0.25, 0.5, 1.0),
     "support_rows": (16, 32),
+    "prior_rows": (0.0, 4.0, 16.0),
     "inner_decay": (0.0, 1.0),
     "half_life_s": (0.0, 86_400.0, 2_592_000.0),
 }

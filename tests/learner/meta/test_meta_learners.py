@@ -282,10 +282,10 @@ def with_times(batch: base.Batch, seed: int) -> base.Batch:
     return batch._replace(s_ts=np.concatenate([*times, np.zeros(0, np.int64)]))
 
 
-@pytest.mark.parametrize("half_life_s", [0.0, 30.0])
+@pytest.mark.parametrize("weighting", [{}, {"half_life_s": 30.0, "prior_rows": 3.0}])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_serving_says_what_the_trainer_says(name: str, half_life_s: float) -> None:
-    learner = trained(name, half_life_s=half_life_s)
+def test_serving_says_what_the_trainer_says(name: str, weighting: dict[str, Any]) -> None:
+    learner = trained(name, **weighting)
     batch = with_times(minibatches.minibatch(learner.settings, 50, support=9), 50)
     said = learner.score(batch)
     served = scorer.Scorer(learner.settings, {n: learner.arrays()[n] for n in learner.serving_names})
@@ -342,6 +342,14 @@ def test_newer_rows_weigh_more_by_their_half_life_and_weights_sum_to_one() -> No
     assert (weight / weight[-1]).tolist() == pytest.approx([0.125, 0.25, 1, 1])
 
 
+def test_few_rows_weigh_less_than_one_together_when_there_are_prior_rows() -> None:
+    settings = minibatches.settings(meta={"prior_rows": 4.0}).meta
+    for rows, total in ((1, 0.2), (4, 0.5), (12, 0.75)):
+        assert supports.row_weights(settings, rows, base.NO_TIMES).tolist() == pytest.approx([total / rows] * rows)
+    aged = msgspec.structs.replace(settings, half_life_s=10.0)
+    assert supports.row_weights(aged, 2, np.array([0, 10_000], np.int64)).tolist() == pytest.approx([1 / 9, 2 / 9])
+
+
 def test_lists_of_one_minibatch_weigh_shared_rows_each_by_its_own_newest() -> None:
     settings = minibatches.settings(meta={"half_life_s": 10.0, "support_rows": 3})
     batch = minibatches.minibatch(settings, 1, lists=2, support=4)
@@ -360,7 +368,7 @@ def test_an_objective_that_some_support_rows_lack_shares_its_weight_among_those_
     assert wanted.weight[:, 0].tolist() == pytest.approx([0.0, 0.6, 0.4])
 
 
-@pytest.mark.parametrize("changed", [{"half_life_s": 60.0}, {"inner_decay": 0.5}, {"algorithm": "maml"}])
+@pytest.mark.parametrize("changed", [{"half_life_s": 60.0}, {"inner_decay": 0.5}, {"prior_rows": 1.0}, {"algorithm": "maml"}])
 def test_the_native_network_is_left_to_what_it_knows(changed: dict[str, Any]) -> None:
     assert meta.native(config.MetaLearning())
     assert not meta.native(msgspec.structs.replace(config.MetaLearning(), **changed))
