@@ -101,7 +101,7 @@ class Table:
         self.accumulator = np.zeros((rows, 2), np.float32)
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
         self.moments = np.zeros((3, numbers), np.float64)
-        self.observed = np.zeros((settings.scenarios.slots + 1, 4, numbers), np.float64)
+        self.observed = np.zeros((settings.scenarios.slots + 1, moments.KEPT, numbers), np.float64)
         self._standard()
         self._mark = np.zeros(rows, np.int32)
         self._total, self._touched = np.zeros((0, self.width + 1), np.float32), np.zeros(0, np.int32)

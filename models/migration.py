@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, embedding, experts, id_map, own_gains, parts, registry, scenario_slots
+from models import base, embedding, experts, id_map, moments, own_gains, parts, registry, scenario_slots
 from models.meta import registry as meta
 from state import config, ids
 
@@ -146,17 +146,17 @@ def _expert(old: _Old, new: config.Config, views: dict[str, torch.Tensor], objec
         views["inner.own.0.bias"].view(-1, objectives * group)[SLOT] = bias
 
 
-def _moments(old: config.Config, moments: npt.NDArray[Any], new: config.Config) -> npt.NDArray[np.float64]:
+def _moments(old: config.Config, shared: npt.NDArray[Any], new: config.Config) -> npt.NDArray[np.float64]:
     before, after = base.geometry(old).numbers, base.geometry(new).numbers
     out = np.zeros((3, len(after)))
-    out[:, [after.index(name) for name in before]] = moments
+    out[:, [after.index(name) for name in before]] = shared
     return out
 
 
 def _observed(old: config.Config, observed: npt.NDArray[Any], new: config.Config, slot: int) -> npt.NDArray[np.float64]:
     """The moments of the scenario that is taken over; a scenario without a slot had none of its own."""
     before, after = base.geometry(old).numbers, base.geometry(new).numbers
-    out = np.zeros((new.scenarios.slots + 1, 4, len(after)))
+    out = np.zeros((new.scenarios.slots + 1, moments.KEPT, len(after)))
     if slot:
         out[SLOT][:, [after.index(name) for name in before]] = observed[slot]
     return out

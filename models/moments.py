@@ -5,7 +5,8 @@ one. Batches are merged as deviations from the mean (Chan et al. 1979), which st
 numbers (NaN) and infinities are not counted.
 
 Beside these moments of all rows stand those of every scenario, by slot (`models.scenario_slots`): weight of the rows, weight of
-the present numbers, mean, sum of squared deviations. A row weighs 1 in all rows and, in its scenario, as much as the traffic
+the present numbers, mean, sum of squared deviations, and weight of the numbers that are not 0 either, since 0 is what the
+feature engine writes where a number was not sent. A row weighs 1 in all rows and, in its scenario, as much as the traffic
 that it stands for (`row_weights`), so that these are the moments that serving should see (`serving.divergence` compares). They
 also standardise where `model.moments = "scenario"`.
 """
@@ -25,7 +26,8 @@ F64 = npt.NDArray[np.float64]
 
 HALF_LIFE_ROWS = 200_000
 LEAST_VARIANCE = 1e-6
-ROWS, PRESENT, MEAN, SQUARES = 0, 1, 2, 3
+ROWS, PRESENT, MEAN, SQUARES, FILLED = 0, 1, 2, 3, 4
+KEPT = 5
 """What `observe` keeps of a number."""
 OTHERS = "*"
 """In `scenarios.negative_sampling`, every scenario that is not named."""
@@ -68,7 +70,7 @@ def standard(moments: F64) -> tuple[F32, F32]:
 
 @kernel
 def observe(observed: F64, x: F32, slot: I64, weight: F64, half_life: float) -> None:
-    """Merge rows x (n, D) of slots (n,) with weights (n,) into observed (S, 4, D), row by row (West 1979).
+    """Merge rows x (n, D) of slots (n,) with weights (n,) into observed (S, KEPT, D), row by row (West 1979).
 
     What a slot knew halves with `half_life` rows of its own, so other scenarios' rows change nothing of it.
     """
@@ -82,6 +84,7 @@ def observe(observed: F64, x: F32, slot: I64, weight: F64, half_life: float) -> 
                 observed[s, ROWS, j] *= keep
                 observed[s, PRESENT, j] *= keep
                 observed[s, SQUARES, j] *= keep
+                observed[s, FILLED, j] *= keep
     for i in range(x.shape[0]):
         own, w = observed[slot[i]], weight[i]
         if w <= 0.0:
@@ -91,6 +94,7 @@ def observe(observed: F64, x: F32, slot: I64, weight: F64, half_life: float) -> 
             own[ROWS, j] += w
             if np.isfinite(v):
                 own[PRESENT, j] += w
+                own[FILLED, j] += w if v != 0.0 else 0.0
                 away = v - own[MEAN, j]
                 own[MEAN, j] += away * w / own[PRESENT, j]
                 own[SQUARES, j] += w * away * (v - own[MEAN, j])

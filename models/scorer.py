@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, embedding, kernels, losses, modes, own_gains, registry, scenario_slots, supports, towers
+from models import base, embedding, kernels, losses, modes, moments, own_gains, registry, scenario_slots, supports, towers
 from models.meta import adapters
 from models.meta import registry as meta
 from state import config
@@ -50,7 +50,7 @@ class Scorer:
         slots = settings.scenarios.slots
         wanted = {
             "dense": (base.size(shapes),), "moments": (3, numbers), "table": (len(arrays["table"]), width + 1),
-            "slots.keys": (slots,), "slots.rows": (slots + 1,), "moments.observed": (slots + 1, 4, numbers),
+            "slots.keys": (slots,), "slots.rows": (slots + 1,), "moments.observed": (slots + 1, moments.KEPT, numbers),
             "gains.value": (slots + 1, self._geometry.embedded + len(self._geometry.categories)),
         }  # fmt: skip
         for name, shape in wanted.items():
@@ -101,7 +101,7 @@ class Scorer:
         return Scored(plain, adapted, used)
 
     def observed(self, scenario: int) -> tuple[int, F64]:
-        """A scenario's slot, 0 for none, and the moments (4, D) of its numbers as trained (`models.moments.observe`)."""
+        """A scenario's slot, 0 for none, and the moments (KEPT, D) of its numbers as trained (`models.moments.observe`)."""
         slot = int(self._slots.find(np.array([scenario], np.uint64))[0])
         return slot, self._observed[slot]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models import losses, scorer
-from serving import disk_shelf, http_admin, http_public, redis_reads, requests, scoring, watching
+from serving import disk_shelf, divergence, http_admin, http_public, redis_reads, requests, scoring, watching
 from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
@@ -44,6 +44,7 @@ class Service:
         self._objectives = dict(zip((o.name for o in config.objectives), losses.plan(config.objectives).parts, strict=True))
         self._scenarios = {o.name: frozenset(map(ids.of, o.scenarios)) for o in config.objectives}
         self._switches: dict[str | int | None, http_admin.Mode] = {}
+        self._watch = divergence.Watch(config)
         self._waiting = 0
 
     async def answer(self, request: requests.Request) -> requests.Reply:
@@ -77,6 +78,7 @@ class Service:
         scored_ms = now_ms()
         if self.live.scored(model.version, scored_ms):
             self.metrics.first_scored(model.version, scored_ms)
+        self._watch.observe(model.scorer, request.scenario, outcome.x, outcome.scores[:, 0])
         chosen = request.objectives or self._objectives
         return requests.Reply(
             request_id=request.request_id,
@@ -151,6 +153,28 @@ class Service:
                 self.swapped(model)
         except Exception:
             log.exception("looking for a snapshot failed; the current model goes on")
+        self.compare()
+
+    def compare(self) -> None:
+        """Hold the numbers that were scored against those that the current model was trained on."""
+        if self.live.current is None:
+            return
+        rows, began = self._watch.compare(self.live.current.scorer)
+        self.metrics.compared(rows, began)
+        for row in began:
+            log.warning(
+                "%s of %s is not what the model was trained on: trained %s, served %s; see GET /admin/moments",
+                row.number, row.scenario, row.trained, row.served,
+            )  # fmt: skip
+
+    def moments(self) -> http_admin.Moments:
+        """The numbers that were scored beside those trained on."""
+        current = self.live.current
+        return http_admin.Moments(
+            current.version if current else None,
+            self.config.divergence,
+            [http_admin.Number(**_named(row)) for row in (self._watch.table(current.scorer) if current else ())],
+        )
 
     async def follow_snapshots(self) -> None:
         """Look each `serving.poll_s`, for ever."""
@@ -195,6 +219,10 @@ async def running(config: configuration.Config) -> AsyncIterator[Service]:
             await following
         await store.close()
         service.loader.shutdown(wait=False, cancel_futures=True)
+
+
+def _named(row: divergence.Row) -> dict[str, Any]:
+    return row._asdict() | {name: http_admin.Side(*side) for name, side in (("trained", row.trained), ("served", row.served))}
 
 
 def now_ms() -> int:

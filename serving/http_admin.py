@@ -1,4 +1,4 @@
-"""The administrative HTTP face, on loopback only: versions, rollback and follow, the meta-learning switch, metrics."""
+"""The administrative HTTP face, on loopback only: versions, rollback and follow, the meta-learning switch, moments, metrics."""
 
 import asyncio
 import concurrent.futures
@@ -16,6 +16,7 @@ from serving import metrics as prometheus
 from serving.live import Live, Model
 from serving.problems import Problem
 from serving.watching import Watcher
+from state import config as configuration
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 Result = TypeVar("Result")
@@ -63,6 +64,37 @@ class Modes(msgspec.Struct, frozen=True):
     switches: dict[str, Mode]
 
 
+class Side(msgspec.Struct, frozen=True):
+    """Moments of a number in training or in serving: see `serving.divergence.Side`."""
+
+    rows: float
+    missing: float
+    mean: float | None
+    deviation: float | None
+
+
+class Number(msgspec.Struct, frozen=True):
+    """A number in a scenario, trained and served, and how far apart: see `serving.divergence.Row`."""
+
+    number: str
+    scenario: str
+    trained: Side
+    served: Side
+    mean: float | None
+    deviation: float | None
+    missing: float | None
+    worst: float
+    state: Literal["few", "calm", "alarm"]
+
+
+class Moments(msgspec.Struct, frozen=True):
+    """Numbers as `version` was trained on and as they were scored here, the furthest apart first, with the thresholds."""
+
+    version: str | None
+    thresholds: configuration.Divergence
+    numbers: list[Number]
+
+
 class Service(Protocol):
     """What administration changes."""
 
@@ -73,6 +105,10 @@ class Service(Protocol):
 
     def switch(self, scenario: str | int | None, mode: Mode) -> Modes:
         """Set a mode and return those in force."""
+        ...
+
+    def moments(self) -> Moments:
+        """The numbers scored, beside those trained on."""
         ...
 
     def swapped(self, model: Model) -> None:
@@ -106,12 +142,17 @@ def application(service: Service) -> starlette.applications.Starlette:
         switch = await _body(request, Switch)
         return http_public.write(service.switch(switch.scenario, switch.mode), http_public.answer_format(request))
 
+    async def moments(request: starlette.requests.Request) -> Response:
+        _guard(request)
+        return http_public.write(service.moments(), http_public.answer_format(request))
+
     return starlette.applications.Starlette(
         routes=[
             starlette.routing.Route("/admin/versions", versions, methods=["GET"]),
             starlette.routing.Route("/admin/rollback", rollback, methods=["POST"]),
             starlette.routing.Route("/admin/follow", follow, methods=["POST"]),
             starlette.routing.Route("/admin/meta", meta, methods=["POST"]),
+            starlette.routing.Route("/admin/moments", moments, methods=["GET"]),
             *http_public.common_routes(service.metrics),
         ],
         exception_handlers=http_public.HANDLERS,

@@ -40,6 +40,10 @@ class Scores(Protocol):
         """Score candidates: ids (R, F), raw numbers (R, D) of one user in one scenario, adapted to `support` if given."""
         ...
 
+    def observed(self, scenario: int) -> tuple[int, npt.NDArray[np.float64]]:
+        """A scenario's slot, 0 for none, and the moments (KEPT, D) that its numbers had in training (`models.moments`)."""
+        ...
+
 
 class Model(NamedTuple):
     """A loaded snapshot; immutable, so that a request that holds it sees one model to its end."""

@@ -1,10 +1,12 @@
 """What Prometheus sees of the scoring service."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from serving.divergence import Row
 from serving.live import REMEMBERED, Model
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,6 +34,15 @@ class Metrics:
             ["version"],
             registry=self.registry,
         )
+        self.divergence = Gauge(
+            "thousandfold_feature_divergence",
+            "how far serving's numbers are from those trained on: 1 is the threshold, 0 until there is enough of both",
+            ["number", "scenario"],
+            registry=self.registry,
+        )
+        self.alarms = Counter(
+            "thousandfold_feature_alarms", "divergences that began", ["number", "scenario"], registry=self.registry
+        )
         self._first: list[str] = []
 
     def swapped(self, model: Model) -> None:
@@ -46,6 +57,13 @@ class Metrics:
         self._first.append(version)
         while len(self._first) > REMEMBERED:
             self.first_score.remove(self._first.pop(0))
+
+    def compared(self, rows: Iterable[Row], began: Iterable[Row]) -> None:
+        """What a comparison of the numbers found, and the alarms that began with it."""
+        for row in rows:
+            self.divergence.labels(row.number, row.scenario).set(row.worst)
+        for row in began:
+            self.alarms.labels(row.number, row.scenario).inc()
 
     def text(self) -> bytes:
         """The exposition of every metric."""

@@ -45,12 +45,13 @@ class Begun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Predictions (R, outputs), the support rows that they are adapted to, and why there are none."""
+    """Predictions (R, outputs), the support rows that they are adapted to and why there are none, and the numbers x (R, D)."""
 
     scores: F32
     support_rows: int
     plain_reason: str | None
     foreign: int
+    x: F32
 
 
 class Scoring:
@@ -94,7 +95,7 @@ class Scoring:
         if not np.isfinite(scores).all():
             raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
         foreign = sum(value is not None and kept is None for value, kept in zip(packed, chosen, strict=True))
-        return Outcome(scores, rows, None if rows else _reason(scorer, scenario, foreign), foreign)
+        return Outcome(scores, rows, None if rows else _reason(scorer, scenario, foreign), foreign, x)
 
     @staticmethod
     def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: list[Support | None]) -> tuple[F32, int]:

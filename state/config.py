@@ -322,8 +322,8 @@ class Optimizer(spec.Section, frozen=True):
         Meta(
             ge=0,
             lt=1,
-            description="what is published is an average of the dense parameters: the share of it that a step leaves, so of "
-            "about the last 1 / (1 - this) steps; 0 publishes the newest ones",
+            description="what is published is an average of the dense parameters: the share of it that a step leaves, so about "
+            "the last 1 / (1 - this) steps; 0 publishes the newest ones",
         ),
     ] = 0.998
     beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
@@ -389,7 +389,7 @@ class Divergence(spec.Section, frozen=True):
     min_rows: Annotated[float, Meta(gt=0, description="rows that a scenario must have been trained on to be compared")] = 1000.0
     mean: Annotated[float, Meta(gt=0, description="alarm: the means differ by so many standard deviations")] = 0.5
     deviation: Annotated[float, Meta(gt=0, description="alarm: logarithm of the ratio of the deviations, either way")] = 0.7
-    missing: Annotated[float, Meta(gt=0, le=1, description="alarm: the shares of absent values differ by so much")] = 0.1
+    missing: Annotated[float, Meta(gt=0, le=1, description="alarm: the shares of absent or zero values differ by so much")] = 0.1
 
 
 class Streams(spec.Section, frozen=True):

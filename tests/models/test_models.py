@@ -21,6 +21,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "no wide part": {"wide": "off"},
     "factorisation machine": {"wide": "fm"},
     "gradients not stopped": {"stop_gradient": False},
+    "moments by scenario": {"moments": "scenario"},
 }
 ELSEWHERE = {"usual", "deep", "shallow"}
 """Forms of the models that share their ends with the two that take every form."""

@@ -47,6 +47,7 @@ def test_the_page_has_its_examples() -> None:
         ("POST", "/v1/score"),
         ("GET", "/readyz"),
         ("GET", "/admin/versions"),
+        ("GET", "/admin/moments"),
         ("POST", "/admin/rollback"),
         ("POST", "/admin/follow"),
         ("POST", "/admin/meta"),
