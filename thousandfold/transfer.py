@@ -26,6 +26,7 @@ from rich.table import Table
 from learner import passes, step
 from learner.prequential import VARIANTS, Prequential, Quality
 from models import base, losses, registry
+from models.meta import registry as meta
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import logs, protocol, quality
@@ -132,7 +133,7 @@ def _run(task: Task, mode: Mode, start: step.Trainer | None) -> Result:
         if mode != "rs" and start is not None:
             take_over(trainer, start)
         if mode == "rt":
-            trainer.engine = Frozen(trainer.engine, trainer.gradient, shallow(trainer.model, config))
+            trainer.engine = Frozen(trainer.engine, trainer.gradient, shallow(trainer))
         scores = protocol.run(config, tail(columns(task.inputs, [task.new]), task.first), trainer=trainer)
         adapted, unadapted = scores.adapted, scores.unadapted
     seconds = time.perf_counter() - began
@@ -161,10 +162,13 @@ class Frozen:
 
 def heads(config: configuration.Config) -> set[str]:
     """Parameters that objectives own: their shapes depend on how many there are."""
-    one, two = (
-        registry.build(msgspec.structs.replace(config, objectives=tuple(_numbered(n)))).shapes for n in range(1, 3)
-    )  # fmt: skip
+    one, two = (_shapes(msgspec.structs.replace(config, objectives=tuple(_numbered(n)))) for n in range(1, 3))
     return {name for name, shape in one.items() if two[name] != shape}
+
+
+def _shapes(config: configuration.Config) -> base.Shapes:
+    model = registry.build(config)
+    return meta.shapes(model, meta.build(config, model))
 
 
 def _numbered(n: int) -> list[configuration.Objective]:
@@ -174,22 +178,22 @@ def _numbered(n: int) -> list[configuration.Objective]:
 def take_over(trainer: step.Trainer, start: step.Trainer) -> None:
     """Everything but the heads: table, counts, and the dense parameters that objectives share; the optimiser starts anew."""
     fresh = {name: array.copy() for name, array in trainer.adam.arrays().items()}
-    flat, owned, known = trainer.dense.copy(), heads(trainer.settings), views(start.dense, start.model)
-    for name, view in views(flat, trainer.model).items():
+    flat, owned, known = trainer.dense.copy(), heads(trainer.settings), views(start.dense, start.shapes)
+    for name, view in views(flat, trainer.shapes).items():
         if name not in owned:
             view[:] = known[name]
     trainer.load({**start.arrays(), **fresh, "dense": flat, "dense.trained": flat})
 
 
-def views(flat: F32, model: base.Model) -> dict[str, F32]:
+def views(flat: F32, shapes: base.Shapes) -> dict[str, F32]:
     """Dense parameters by name, as views."""
-    return {name: view.numpy() for name, view in base.views(torch.from_numpy(flat), model.shapes).items()}
+    return {name: view.numpy() for name, view in base.views(torch.from_numpy(flat), shapes).items()}
 
 
-def shallow(model: base.Model, config: configuration.Config) -> npt.NDArray[np.bool_]:
-    """Which dense parameters a frozen trunk leaves to learn: the tower, and what the new objective owns."""
-    mine = heads(config) | set(model.fast_parameters())
-    return np.concatenate([np.full(int(np.prod(shape)), name in mine) for name, shape in model.shapes.items()])
+def shallow(trainer: step.Trainer) -> npt.NDArray[np.bool_]:
+    """Which dense parameters a frozen trunk leaves to learn: tower and adaptation, and what the new objective owns."""
+    mine = heads(trainer.settings) | set(trainer.model.fast_parameters()) | (trainer.shapes.keys() - trainer.model.shapes)
+    return np.concatenate([np.full(int(np.prod(shape)), name in mine) for name, shape in trainer.shapes.items()])
 
 
 def only(config: configuration.Config, objectives: Sequence[int]) -> configuration.Config:

@@ -85,9 +85,9 @@ def trainers() -> tuple[step.Trainer, step.Trainer]:
 
 def test_what_objectives_share_is_taken_over_and_what_they_own_starts_anew() -> None:
     base, new = trainers()
-    fresh, heads = transfer.views(new.dense.copy(), new.model), transfer.heads(new.settings)
+    fresh, heads = transfer.views(new.dense.copy(), new.shapes), transfer.heads(new.settings)
     transfer.take_over(new, base)
-    found, known = transfer.views(new.dense, new.model), transfer.views(base.dense, base.model)
+    found, known = transfer.views(new.dense, new.shapes), transfer.views(base.dense, base.shapes)
     assert {"output.weight", "output.bias", "wide.scale"} <= heads
     assert "tower.weight" not in heads
     for name, value in found.items():
@@ -99,13 +99,25 @@ def test_what_objectives_share_is_taken_over_and_what_they_own_starts_anew() -> 
 def test_a_frozen_trunk_keeps_its_bytes_while_tower_and_heads_learn() -> None:
     base, new = trainers()
     transfer.take_over(new, base)
-    learned = transfer.shallow(new.model, new.settings)
+    learned = transfer.shallow(new)
     new.engine = transfer.Frozen(new.engine, new.gradient, learned)
     before, rows = new.dense.copy(), new.table.arrays()["table"].copy()
     protocol.run(new.settings, transfer.tail(transfer.columns(task().inputs, [1]), task().first), trainer=new)
     np.testing.assert_array_equal(new.dense[~learned], before[~learned])
     assert (new.dense[learned] != before[learned]).mean() > 0.5
     np.testing.assert_array_equal(new.table.arrays()["table"][: len(rows)], rows)
+
+
+def test_what_an_adaptation_has_learned_is_taken_over_and_learns_on_a_frozen_trunk() -> None:
+    learned = task('[meta]\nalgorithm="meta_sgd"\n')
+    base, new = transfer.base_model(learned), step.Trainer(transfer.only(learned.config, [1]), native=False)
+    transfer.take_over(new, base)
+    found, known = transfer.views(new.dense, new.shapes), transfer.views(base.dense, base.shapes)
+    assert found["meta.rate.error"].any()
+    np.testing.assert_array_equal(found["meta.rate.error"], known["meta.rate.error"])
+    mask = transfer.views(transfer.shallow(new).astype(np.float32), new.shapes)
+    assert all(mask[name].all() for name in new.shapes if name.startswith("meta."))
+    assert [r.mode for r in transfer.run(learned, ["rt"], lambda _: None)] == ["rt"]
 
 
 def test_a_ranking_and_an_objective_of_one_scenario_can_be_new() -> None:
