@@ -36,25 +36,27 @@ OTHERS = "*"
 @kernel
 def update(moments: F64, x: F32, half_life: float) -> None:
     """Merge rows x (n, D) into moments (3, D): weight, mean, sum of squared deviations."""
-    keep = 0.5 ** (x.shape[0] / half_life)
-    for j in range(x.shape[1]):
-        n, mean, spread = 0.0, 0.0, 0.0
-        for i in range(x.shape[0]):
-            v = float(x[i, j])
-            if np.isfinite(v):
-                n += 1.0
-                away = v - mean
-                mean += away / n
-                spread += away * (v - mean)
-        if n == 0.0:
+    keep, numbers = 0.5 ** (x.shape[0] / half_life), x.shape[1]
+    n, mean, spread = np.zeros(numbers), np.zeros(numbers), np.zeros(numbers)
+    for i in range(x.shape[0]):
+        # Without a branch, over neighbours: vectorised, and each number's sums keep their order.
+        for j in range(numbers):
+            v = np.float64(x[i, j])
+            there = np.isfinite(v)
+            away = v - mean[j] if there else 0.0
+            n[j] += 1.0 if there else 0.0
+            mean[j] += away / max(n[j], 1.0)
+            spread[j] += away * (v - mean[j]) if there else 0.0
+    for j in range(numbers):
+        if n[j] == 0.0:
             continue
         old = moments[0, j] * keep
-        base = moments[1, j] if old > 0.0 else mean
-        apart = mean - base
-        total = old + n
+        base = moments[1, j] if old > 0.0 else mean[j]
+        apart = mean[j] - base
+        total = old + n[j]
         moments[0, j] = total
-        moments[1, j] = base + apart * n / total
-        moments[2, j] = moments[2, j] * keep + spread + apart * apart * old * n / total
+        moments[1, j] = base + apart * n[j] / total
+        moments[2, j] = moments[2, j] * keep + spread[j] + apart * apart * old * n[j] / total
 
 
 @kernel
@@ -102,10 +104,11 @@ def observe(observed: F64, x: F32, slot: I64, weight: F64, half_life: float) -> 
 
 @kernel
 def standards(shared: F64, observed: F64, prior: float) -> tuple[F32, F32]:
-    """Mean and 1 / standard deviation (S, D) of every slot: its own, shrunk to the shared ones (3, D).
+    """Mean and 1 / standard deviation (S, D) by which every slot standardises: its own, shrunk to the shared ones (3, D).
 
-    A number's own moments count n / (n + `prior`) for n present rows of its scenario, as a scenario's own parameters do
-    (`models.scenario_slots`). Slot 0 is nobody's and has the shared ones.
+    What is mixed are standardised values, n / (n + `prior`) of the own and the rest of the shared one for n rows of the scenario
+    with the number, as a scenario's own parameters count (`models.scenario_slots`): mixed moments would keep the distance between
+    scenarios in the variance of each. After n rows a scale is at most n times the shared one. Slot 0 has the shared ones.
     """
     mean = np.empty((observed.shape[0], observed.shape[2]), np.float32)
     scale = np.empty((observed.shape[0], observed.shape[2]), np.float32)
@@ -113,13 +116,14 @@ def standards(shared: F64, observed: F64, prior: float) -> tuple[F32, F32]:
         for j in range(observed.shape[2]):
             n = observed[s, PRESENT, j] if s > 0 else 0.0
             variance = shared[2, j] / shared[0, j] if shared[0, j] > 0 else 1.0
-            middle = shared[1, j]
+            middle, by = shared[1, j], 1.0 / np.sqrt(max(variance, LEAST_VARIANCE))
             if n > 0.0:
-                own = n / (n + prior)
-                variance += own * (observed[s, SQUARES, j] / n - variance)
-                middle += own * (observed[s, MEAN, j] - middle)
+                own = min(1.0 / np.sqrt(max(observed[s, SQUARES, j] / n, LEAST_VARIANCE)), n * by)
+                own_part, shared_part = n * own, prior * by
+                middle = (own_part * observed[s, MEAN, j] + shared_part * middle) / (own_part + shared_part)
+                by = (own_part + shared_part) / (n + prior)
             mean[s, j] = middle
-            scale[s, j] = 1.0 / np.sqrt(max(variance, LEAST_VARIANCE))
+            scale[s, j] = by
     return mean, scale
 
 

@@ -38,6 +38,26 @@ def test_numbers_are_standardised_clipped_and_absent_ones_are_the_mean() -> None
     assert out[1, 16:18].tolist() == [4, 0]
 
 
+def test_with_moments_by_scenario_each_row_is_standardised_by_its_own_and_strangers_by_the_shared_ones() -> None:
+    settings = minibatches.settings(model={"moments": "scenario"})
+    table, generator = embedding.Table(settings), np.random.default_rng(0)
+    x = generator.normal([[10, -3]], [[2, 1]], (8000, 2)).astype(np.float32)
+    slot = np.repeat([1, 2], 4000)
+    x[slot == 2] = x[slot == 2] * 50 + 7000
+    table.observe(x, slot, np.ones(len(x)))
+    out = np.empty((len(x), table.row), np.float32)
+    rows = np.full((len(x), 6), -1, np.int32)
+    table.gather(rows, x, slot, out)
+    for s in (1, 2):
+        assert out[slot == s, 16:18].mean(0) == pytest.approx([0, 0], abs=0.03)
+        assert out[slot == s, 16:18].std(0) == pytest.approx([1, 1], abs=0.05)
+    table.gather(rows, x, np.zeros(len(x), np.int64), out)
+    shared = embedding.Table(minibatches.settings())
+    shared.observe(x, slot, np.ones(len(x)))
+    assert out[:, 16:18] == pytest.approx(gathered(shared, rows, x)[:, 16:18], abs=1e-5)
+    assert out[slot == 1, 16:18].std(0).max() < 0.1
+
+
 def test_adagrad_sums_duplicates_first_and_matches_a_plain_loop() -> None:
     table, rows, _ = filled()
     gradient = np.random.default_rng(1).standard_normal((len(rows), table.row)).astype(np.float32)

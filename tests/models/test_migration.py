@@ -95,6 +95,18 @@ def test_the_scenario_is_predicted_as_before(donor: str, objectives: int) -> Non
         assert not np.allclose(was.adapted, was.unadapted, atol=1e-5)
 
 
+def test_moments_of_the_scenario_are_taken_over_and_standardise_as_before() -> None:
+    old, new = (replaced(c, model={"moments": "scenario"}) for c in pair("shared bottom"))
+    before, after = moved(old, new)
+    batch = rows(old, 99)
+    assert after.score(widened(batch)).unadapted == pytest.approx(before.score(batch).unadapted, abs=1e-6)
+    assert after.table.observed[1][:, 1:].tolist() == before.table.observed[1].tolist()
+    with pytest.raises(config.ConfigError, match=r"model\.moments"):
+        migration.refuse(old, replaced(new, model={"moments": "shared"}))
+    with pytest.raises(config.ConfigError, match=r"scenarios\.prior_rows"):
+        migration.refuse(old, replaced(new, scenarios={"prior_rows": 7.0}))
+
+
 def test_a_fresh_model_without_migration_predicts_something_else() -> None:
     old, new = pair("shared bottom")
     before, after = moved(old, new)

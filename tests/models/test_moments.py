@@ -128,16 +128,18 @@ def test_few_rows_read_the_shared_moments_and_many_their_own() -> None:
     one, other = moments.standard(shared)
     assert middles[0] == (float(one[0]), pytest.approx(float(1 / other[0])))
     assert middles == sorted(middles)
-    assert middles[2][0] == pytest.approx((float(one[0]) + 10) / 2, abs=0.2)
-    assert middles[3] == pytest.approx((10, 3), rel=0.02)
+    shared_value, own_value = (5 - float(one[0])) * float(other[0]), (5 - 10) / 3
+    assert (5 - middles[2][0]) / middles[2][1] == pytest.approx((shared_value + own_value) / 2, abs=0.2)
+    assert middles[3] == pytest.approx((10, 3), rel=0.05)
 
 
 def test_a_number_that_a_scenario_never_has_reads_the_shared_moments() -> None:
     shared = run([np.array([[1, 5], [3, 9]], np.float32)])
     x = np.array([[7, np.nan]] * 50, np.float32)
-    mean, _ = moments.standards(shared, observed([(x, np.ones(50, np.int64), np.ones(50))]), 10.0)
+    mean, scale = moments.standards(shared, observed([(x, np.ones(50, np.int64), np.ones(50))]), 10.0)
     assert mean[1, 1] == 7
-    assert mean[1, 0] == pytest.approx(2 + 5 * 50 / 60)
+    assert scale[1, 1] == pytest.approx(0.5)
+    assert 2 < mean[1, 0] < 7
 
 
 def test_a_row_weighs_its_largest_weight_and_one_that_nobody_labels_counts_whole() -> None:
@@ -171,3 +173,9 @@ def test_moments_of_a_sampled_log_are_those_of_the_whole_one() -> None:
     whole = state(np.ones(n, np.bool_), {})
     assert state(take, {"home": kept}) == pytest.approx(whole, abs=0.02)
     assert abs(state(take, {})[0] - whole[0]) > 0.3
+
+
+def test_the_first_row_of_a_scenario_far_away_does_not_blow_up_its_scale() -> None:
+    shared = run([np.random.default_rng(0).normal(0, 1, (1000, 1)).astype(np.float32)])
+    _, scale = moments.standards(shared, observed([(np.full((1, 1), 99, np.float32), np.ones(1, np.int64), np.ones(1))]), 10.0)
+    assert scale[1, 0] == pytest.approx(scale[0, 0])

@@ -47,6 +47,15 @@ def test_every_example_that_is_a_configuration_is_valid(file: pathlib.Path) -> N
         ("[task]\nkey = ['page']", ("task.key", '"page" is neither "user"')),
         ("[[objectives]]\nname='a'\naction='x'\n[[objectives]]\nname='a'\naction='y'", ("objectives: names must differ",)),
         ("[join]\nwindow_s = 700000.0", ("join.window_s", "must not exceed retention_s")),
+        ("[scenarios]\nnegative_sampling = { home = 0.0 }", ("scenarios.negative_sampling", "> 0.0")),
+        (
+            "[scenarios]\nknown = ['home']\nnegative_sampling = { shop = 0.1 }",
+            ("scenarios.negative_sampling", '"shop" is not in scenarios.known (home)'),
+        ),
+        (
+            "[join]\nmode = 'eager'\n[scenarios]\nnegative_sampling = { '*' = 0.1 }",
+            ("scenarios.negative_sampling", 'needs join.mode = "window"'),
+        ),
         ("[support]\nmax_age_s = 1.0", ("support.max_age_s", "at least join.window_s")),
         ("kafka = 3", ("kafka", "object", "got 3")),
         ("[kafka", ("not valid TOML",)),
