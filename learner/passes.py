@@ -55,7 +55,7 @@ class Autograd:
         gradient: base.Gradient,
     ) -> None:  # fmt: skip
         self.model, self.adapter, self.meta, self.gradient = model, adapter, meta, gradient
-        self.weight, self.plan = settings.meta.weight, losses.plan(settings.objectives)
+        self.weight, self.prior, self.plan = settings.meta.weight, settings.meta.prior_rows, losses.plan(settings.objectives)
         self.parameters = base.views(flat.detach(), registry.shapes(model, adapter))
         for name, view in self.parameters.items():
             view.requires_grad_().grad = gradient.views[name]
@@ -90,7 +90,7 @@ class Autograd:
         """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any."""
         if not len(work.found.rows):
             return plain, None
-        padded = supports.pad(work.found, work.n_items)
+        padded = supports.pad(work.found, work.n_items, self.prior)
         with torch.no_grad():
             known = self.model.trunk(self.parameters, support)
         label = torch.from_numpy(work.s_label)[padded.support]

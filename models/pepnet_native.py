@@ -369,7 +369,7 @@ class Network:
     def __init__(self, settings: config.Config, shapes: base.Shapes, flat: torch.Tensor) -> None:
         self.plan, self.wide, self.flat = _plan(settings, shapes), wide.plan(settings), flat.numpy()
         meta = settings.meta
-        self.settings = towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight)
+        self.settings = towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight, meta.prior_rows)
         self._spare: list[Workspace] = []
 
     def run(self, x: F32, lists: towers.Lists, gradient: base.Gradient | None) -> base.Pass:

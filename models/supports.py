@@ -24,19 +24,18 @@ class Distinct(NamedTuple):
     taken: I64
     """(L,) rows a list adapts on; 0 leaves it unadapted."""
     share: F32 | None = None
-    """(L, cap) weights of a list's rows, see `row_weights`; None: all the same, and they sum to one."""
+    """(L, cap) weights of a list's rows by age, which sum to one; None: all the same."""
 
 
 def of(settings: config.MetaLearning, batch: base.Batch, codes: I64) -> Distinct:
-    """The support rows of a minibatch, weighted as configured."""
+    """The support rows of a minibatch, weighted by age if so configured and the times are known."""
     found = distinct(batch, codes, settings.min_support, settings.support_rows)
-    if not settings.prior_rows and not (settings.half_life_s and len(batch.s_ts)):
+    if not settings.half_life_s or not len(batch.s_ts):
         return found
     share = np.zeros(found.place.shape, np.float32)
     ends = np.cumsum(batch.n_support)
     for t in np.flatnonzero(found.taken).tolist():
-        n = int(found.taken[t])
-        share[t, :n] = row_weights(settings, n, batch.s_ts[ends[t] - n : ends[t]])
+        share[t, : found.taken[t]] = by_age(batch.s_ts[ends[t] - found.taken[t] : ends[t]], settings.half_life_s)
     return found._replace(share=share)
 
 
@@ -72,7 +71,7 @@ def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
 
 
 class Padded(NamedTuple):
-    """T adapted lists as rectangles: support (T, K) with weights 1 / n or 0, queries (T, Q), and the way back."""
+    """T adapted lists as rectangles: support (T, K) with weights (see `row_weights`) or 0, queries (T, Q), and the way back."""
 
     support: torch.Tensor
     weight: torch.Tensor
@@ -83,7 +82,7 @@ class Padded(NamedTuple):
     """(n,) their positions in the flattened (T, Q)."""
 
 
-def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]]) -> Padded:
+def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]], prior_rows: float = 0.0) -> Padded:
     """Rectangles for the lists that have support; padding points at some valid row and is masked by weight or never read."""
     lists = np.flatnonzero(found.taken)
     taken, items = found.taken[lists], np.asarray(n_items, np.int64)[lists]
@@ -92,6 +91,8 @@ def pad(found: Distinct, n_items: npt.NDArray[np.integer[Any]]) -> Padded:
     weight = np.where(k < taken[:, None], 1.0 / taken[:, None], 0.0).astype(np.float32)
     if found.share is not None:
         weight = found.share[lists, : len(k)]
+    if prior_rows:
+        weight = weight * (taken / (taken + prior_rows)).astype(np.float32)[:, None]
     inside = q < items[:, None]
     query = starts[:, None] + np.where(inside, q, 0)
     arrays = (found.place[lists, : len(k)].astype(np.int64), weight, query, query[inside], np.flatnonzero(inside))

@@ -21,11 +21,12 @@ ON = 1
 
 
 class Settings(NamedTuple):
-    """Of the adaptation: inner rate, inner steps, weight of the meta loss."""
+    """Of the adaptation: inner rate, inner steps, weight of the meta loss, rows that a task's own are weighed against."""
 
     rate: float
     steps: int
     weight: float
+    prior: float
 
 
 class Lists(NamedTuple):
@@ -185,7 +186,7 @@ def _adapt(
     objectives, width = tower.output.shape
     low, high = place.min() * objectives, (place.max() + 1) * objectives
     error, output, bias = room(space, high - low, width), room(space, objectives, width), room(space, 1, objectives)[0]
-    scale = np.float32(-settings.rate / max(len(place), 1))
+    scale = np.float32(-settings.rate / (len(place) + settings.prior))
     error[:] = 0
     output[:] = tower.output
     bias[:] = tower.bias
@@ -273,9 +274,9 @@ def _plain(
 @kernel
 def _adapted(
     meta: Meta, across: F32, change: Change, lists: Lists, begin: int, end: int, share: float, fitted: F32, slopes: Slopes,
-    space: Workspace,
+    train: bool, space: Workspace,
 ) -> float:  # fmt: skip
-    """Score rows [begin, end) under a changed tower; `share` of their loss is returned, its gradients are added unless it is 0.
+    """Score rows [begin, end) under a changed tower; `share` of their loss is returned, when training its gradients are added.
 
     A query's pre-activation is z + (q A' + 1) S, so its hidden input also gets (dz S') A.
     """
@@ -296,7 +297,7 @@ def _adapted(
         fitted[i, o] = p
         loss += own * entropy
         by[v, 0] = own * (p - lists.label[i, o])
-    if share > 0:
+    if train and share > 0:
         back = room(space, count, width)
         _back(by, z, meta.gate, start, change.tower.output, back)
         _gate_back(by, z, start, change.tower.output, slopes.gate)
@@ -325,10 +326,10 @@ def learn(
         if lists.taken[t] == 0:
             continue
         mark = space.used[0]
-        share = settings.weight / len(lists.label) if train and lists.codes[t] == ON else 0.0
+        share = settings.weight / len(lists.label) if lists.codes[t] == ON else 0.0
         place = lists.place[t, : lists.taken[t]]
         change = _adapt(meta, across, tower, known, support, place, lists.s_label, settings, space)
-        loss += _adapted(meta, across, change, lists, begin, end, share, fitted, slopes, space)
+        loss += _adapted(meta, across, change, lists, begin, end, share, fitted, slopes, train, space)
         space.used[0] = mark
     return loss
 

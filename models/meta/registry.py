@@ -32,8 +32,8 @@ def build(settings: config.Config, model: base.Model) -> adapters.Adapter:
 
 
 def native(settings: config.MetaLearning) -> bool:
-    """Whether hand-written networks know this: first-order MAML, support rows of equal weights that sum to one, no decay."""
-    return settings.algorithm == "fomaml" and not (settings.half_life_s or settings.inner_decay or settings.prior_rows)
+    """Whether hand-written networks know this: first-order MAML, support rows of equal weight, no decay."""
+    return settings.algorithm == "fomaml" and not (settings.half_life_s or settings.inner_decay)
 
 
 def shapes(model: base.Model, adapter: adapters.Adapter) -> base.Shapes:
