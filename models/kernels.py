@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.vectors import add, address, ahead, write
+from models.vectors import squares as row_squares
 from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
@@ -16,6 +18,8 @@ F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[Any]
 
 PAD = np.uint64(2**64 - 1)
+# Bytes of a cache line; distinct rows, and rows of a minibatch, between asking for memory and using it.
+_LINE, _AHEAD, _ROWS_AHEAD = 64, 16, 2
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S32, _S48 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32), np.uint64(48)
@@ -98,6 +102,12 @@ def admit(
     """Count one sighting of each id and write its row; returns how many rows were handed out anew (`fresh_*`)."""
     last, n = np.uint64(len(keys) - 1), 0
     for i in range(ids.shape[0]):
+        if i + _ROWS_AHEAD < ids.shape[0]:
+            for f in range(ids.shape[1]):
+                h = mix(ids[i + _ROWS_AHEAD, f] ^ salt[f]) & last
+                ahead(address(keys) + 8 * int(h))
+                ahead(address(values) + 4 * int(h))
+                ahead(address(seen) + 8 * int(h))
         for f in range(ids.shape[1]):
             if ids[i, f] == PAD:
                 out[i, f] = -1
@@ -159,41 +169,49 @@ def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, sc
 
 
 @kernel
+def _fetch(place: int, size: int) -> None:
+    """Ask for all cache lines of `size` bytes."""
+    for line in range(place & -_LINE, place + size, _LINE):
+        ahead(line)
+
+
+@kernel
 def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
     """Fill `[C x E mean-pooled embeddings | D standardised numbers | ... | C first-order weights]`; absent values are zero."""
-    # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
-    width, categories, clip = np.uintp(table.shape[1] - 1), len(starts), np.float32(4)
-    first = out.shape[1] - categories
+    width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
+    first, one = out.shape[1] - categories, np.float32(1)
+    place, row = address(table), table.strides[0]
     for i in range(rows.shape[0]):
+        target = address(out[i])
+        if i + _ROWS_AHEAD < rows.shape[0]:
+            for f in range(rows.shape[1]):
+                _fetch(place + max(rows[i + _ROWS_AHEAD, f], 0) * row, row)
         for c in range(categories):
-            at = np.uintp(c) * width
-            if widths[c] == 1:
-                r = rows[i, starts[c]]
-                if r >= 0:
-                    for d in range(width):
-                        out[i, at + d] = table[r, d]
-                    out[i, first + c] = table[r, width]
-                    continue
-            for d in range(width):
-                out[i, at + d] = 0
-            out[i, first + c] = 0
+            at = target + 4 * c * width
             n = 0
             for f in range(starts[c], starts[c] + widths[c]):
                 r = rows[i, f]
-                if r >= 0:
-                    n += 1
-                    for d in range(width):
-                        out[i, at + d] += table[r, d]
+                if r < 0:
+                    continue
+                n += 1
+                if n == 1:
+                    write(at, place + r * row, one, width)
+                    out[i, first + c] = table[r, width]
+                else:
+                    add(at, place + r * row, one, width)
                     out[i, first + c] += table[r, width]
-            if n > 1:
-                share = np.float32(1) / np.float32(n)
-                for d in range(width):
-                    out[i, at + d] *= share
+            if n == 0:
+                out[i, c * width : (c + 1) * width] = 0
+                out[i, first + c] = 0
+            elif n > 1:
+                share = one / np.float32(n)
+                write(at, at, share, width)
                 out[i, first + c] *= share
-        at = np.uintp(categories) * width
+        # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
+        beside = np.uintp(categories * width)
         for j in range(np.uintp(x.shape[1])):
             v = (x[i, j] - mean[j]) * scale[j]
-            out[i, at + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
+            out[i, beside + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
 
 
 @kernel
@@ -207,6 +225,24 @@ def gather_each(table: F32, rows: I32, each: I64, at: int, out: F32) -> None:
             for d in range(width):
                 out[i, at + k * width + d] = table[r, d] if r >= 0 else np.float32(0)
             out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
+
+
+@kernel
+def _descend(table: F32, accumulator: F32, touched: I32, total: F32, rate: np.float32, mark: I32) -> None:
+    """One step of distinct rows by their summed gradients."""
+    width, tiny = table.shape[1] - 1, np.float32(1e-8)
+    place, sums, line = address(table), address(total), 4 * (width + 1)
+    for k in range(len(touched)):
+        if k + _AHEAD < len(touched):
+            later = touched[k + _AHEAD]
+            _fetch(place + later * line, line)
+            ahead(address(accumulator) + 8 * later)
+        r = touched[k]
+        mark[r] = 0
+        accumulator[r, 0] += row_squares(sums + k * line, width) / np.float32(width)
+        accumulator[r, 1] += total[k, width] * total[k, width]
+        add(place + r * line, sums + k * line, -rate / (np.sqrt(accumulator[r, 0]) + tiny), width)
+        table[r, width] -= rate / (np.sqrt(accumulator[r, 1]) + tiny) * total[k, width]
 
 
 @kernel
@@ -232,7 +268,12 @@ def adagrad(
     width, categories = table.shape[1] - 1, len(starts)
     first, n = gradient.shape[1] - categories, 0
     at = first - len(each) * (width + 1)
+    marks, sums, line = address(mark), address(total), 4 * (width + 1)
     for i in range(rows.shape[0]):
+        slope = address(gradient[i])
+        if i + _ROWS_AHEAD < rows.shape[0]:
+            for f in range(rows.shape[1]):
+                ahead(marks + 4 * max(rows[i + _ROWS_AHEAD, f], 0))
         for c in range(categories):
             present = 0
             for f in range(starts[c], starts[c] + widths[c]):
@@ -248,30 +289,16 @@ def adagrad(
                     n += 1
                     mark[r] = n
                     touched[k] = r
-                    for d in range(width + 1):
-                        total[k, d] = 0
-                low = np.uintp(c * width)
-                for d in range(np.uintp(width)):
-                    total[k, d] += gradient[i, low + d] * share
-                total[k, width] += gradient[i, first + c] * share
+                    write(sums + k * line, slope + 4 * c * width, share, width)
+                    total[k, width] = gradient[i, first + c] * share
+                else:
+                    add(sums + k * line, slope + 4 * c * width, share, width)
+                    total[k, width] += gradient[i, first + c] * share
         for e in range(len(each)):
             r = rows[i, each[e]]
             if r >= 0:
-                for d in range(width):
-                    total[mark[r] - 1, d] += gradient[i, at + e * width + d]
-    step, tiny = np.float32(rate), np.float32(1e-8)
-    for k in range(n):
-        r = touched[k]
-        mark[r] = 0
-        squares = np.float32(0)
-        for d in range(width):
-            squares += total[k, d] * total[k, d]
-        accumulator[r, 0] += squares / np.float32(width)
-        accumulator[r, 1] += total[k, width] * total[k, width]
-        by = step / (np.sqrt(accumulator[r, 0]) + tiny)
-        for d in range(width):
-            table[r, d] -= by * total[k, d]
-        table[r, width] -= step / (np.sqrt(accumulator[r, 1]) + tiny) * total[k, width]
+                add(sums + (mark[r] - 1) * line, slope + 4 * (at + e * width), np.float32(1), width)
+    _descend(table, accumulator, touched[:n], total, np.float32(rate), mark)
     return n
 
 

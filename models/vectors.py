@@ -1,0 +1,129 @@
+"""Short runs of numbers inside native kernels, by address: fetched ahead, copied, added, squared.
+
+A row of an embedding table has a few vectors' length, at which a plain loop spends its time on asking whether its arrays overlap,
+and lies somewhere in memory, where a processor waits for it unless it is asked for ahead of time. Vectors have 8 numbers on
+every machine, so that sums have the same bytes everywhere. Addresses are not checked: callers stay within their arrays.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8
+_NUMBER = ir.FloatType()
+_VECTOR = ir.VectorType(_NUMBER, LANES)
+_INDEX = ir.IntType(32)
+
+
+def _locate(_typing: Any, array: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.ptrtoint(held.data, ir.IntType(64))
+
+    return types.int64(array), generate
+
+
+address = cast("Callable[[Any], int]", intrinsic(_locate))
+"""Where an array's numbers begin."""
+
+
+def _ahead(_typing: Any, place: Any) -> Any:
+    del place
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte = ir.PointerType(ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
+        read, near, data = (ir.Constant(_INDEX, value) for value in (0, 3, 1))
+        builder.call(fetch, [builder.inttoptr(arguments[0], byte), read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+ahead = cast("Callable[[int], None]", intrinsic(_ahead))
+"""Ask for the cache line of an address; any address will do."""
+
+
+def _each(builder: Any, count: Any, run: Callable[[ir.Type, Any], None]) -> None:
+    """`run` with a type and the offset in bytes: vectors while there is a whole one, then numbers."""
+    word = count.type
+    whole = builder.and_(count, ir.Constant(word, -LANES))
+    zero, lanes, one, wide = (ir.Constant(word, value) for value in (0, LANES, 1, 4))
+    with cgutils.for_range_slice(builder, zero, whole, lanes, intp=word) as (at, _):
+        run(_VECTOR, builder.mul(at, wide))
+    with cgutils.for_range_slice(builder, whole, count, one, intp=word) as (at, _):
+        run(_NUMBER, builder.mul(at, wide))
+
+
+def _at(builder: Any, kind: ir.Type, base: Any, offset: Any) -> Any:
+    return builder.inttoptr(builder.add(base, offset), ir.PointerType(kind))
+
+
+def _spread(builder: Any, kind: ir.Type, value: Any) -> Any:
+    if kind is _NUMBER:
+        return value
+    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(_INDEX, 0))
+    return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
+
+
+def _move(add: bool) -> Callable[..., None]:
+    """Write, or add, `by` x the numbers at `source`."""
+
+    def move(_typing: Any, target: Any, source: Any, by: Any, count: Any) -> Any:
+        del target, source, by, count
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            target, source, by, count = arguments
+
+            def run(kind: ir.Type, offset: Any) -> None:
+                place = _at(builder, kind, target, offset)
+                value = builder.load(_at(builder, kind, source, offset), align=4)
+                value = builder.fmul(value, _spread(builder, kind, by))
+                builder.store(builder.fadd(builder.load(place, align=4), value) if add else value, place, align=4)
+
+            _each(builder, count, run)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.float32, types.int64), generate
+
+    return cast("Callable[..., None]", intrinsic(move))
+
+
+write = _move(add=False)
+"""`write(target, source, by, count)`: target = by x source."""
+add = _move(add=True)
+"""`add(target, source, by, count)`: target += by x source."""
+
+
+def _square(_typing: Any, source: Any, count: Any) -> Any:
+    del source, count
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        source, count = arguments
+        zeros, zero = ir.Constant(_VECTOR, [0.0] * LANES), ir.Constant(_NUMBER, 0.0)
+        places = {
+            _VECTOR: cgutils.alloca_once_value(builder, zeros),  # type: ignore[no-untyped-call]
+            _NUMBER: cgutils.alloca_once_value(builder, zero),  # type: ignore[no-untyped-call]
+        }
+        for kind, start in ((_VECTOR, zeros), (_NUMBER, zero)):
+            builder.store(start, places[kind])
+
+        def run(kind: ir.Type, offset: Any) -> None:
+            value = builder.load(_at(builder, kind, source, offset), align=4)
+            builder.store(builder.fadd(builder.load(places[kind]), builder.fmul(value, value)), places[kind])
+
+        _each(builder, count, run)
+        vector, total = builder.load(places[_VECTOR]), builder.load(places[_NUMBER])
+        for lane in range(LANES):
+            total = builder.fadd(total, builder.extract_element(vector, ir.Constant(_INDEX, lane)))
+        return total
+
+    return types.float32(types.int64, types.int64), generate
+
+
+squares = cast("Callable[[int, int], Any]", intrinsic(_square))
+"""`squares(source, count)`: sum of the squares, lane by lane."""
