@@ -6,7 +6,7 @@ the shared gate of the objective plus a change of its own (`models.experts`), so
 
 import torch
 
-from models import base, experts, parts
+from models import base, experts, parts, side_by_side
 from state import config
 
 
@@ -31,13 +31,14 @@ class MMoE(parts.Network):
 
     def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:
         """`gate`: each expert's share (n, O, K)."""
-        return {"gate": self._shares(parameters, inputs)}
+        return {"gate": self._shares(parameters, inputs.x[:, : self.geometry.dense], inputs)}
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """The experts, each objective's mixture of them, and what scenarios own of the tower."""
-        found = parts.side_by_side(parameters, "expert", inputs.x[:, : self.geometry.dense], self.depth)
-        return self.head.meta(parameters, torch.bmm(self._shares(parameters, inputs), found.transpose(0, 1)), inputs)
+        x = inputs.x[:, : self.geometry.dense]
+        found = parts.side_by_side(parameters, "expert", x, self.depth)
+        return self.head.meta(parameters, side_by_side.mixture(self._shares(parameters, x, inputs), found), inputs)
 
-    def _shares(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
-        logits = experts.gate(parameters, "gate", inputs.x[:, : self.geometry.dense], inputs)
+    def _shares(self, parameters: base.Parameters, x: torch.Tensor, inputs: base.Inputs) -> torch.Tensor:
+        logits = experts.gate(parameters, "gate", x, inputs)
         return torch.softmax(logits.view(-1, self.objectives, self.experts), -1)

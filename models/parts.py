@@ -8,7 +8,11 @@ scenario's rows have earned it (`models.scenario_slots`); slot 0, nobody's, stay
 import torch
 
 from models import base, wide
+from models import side_by_side as native
 from state import config
+
+NARROW = 64
+"""Outputs of all slots together up to which each row is multiplied with the weights of every slot."""
 
 
 def layer(name: str, inputs: int, outputs: int) -> base.Shapes:
@@ -66,17 +70,26 @@ def rectified(parameters: base.Parameters, name: str, x: torch.Tensor, depth: in
 def side_by_side(parameters: base.Parameters, name: str, x: torch.Tensor, depth: int) -> torch.Tensor:
     """`depth` rectified layers of several networks (networks, n, outputs); x (n, inputs) is read by all of them."""
     for i in range(depth):
-        weight = parameters[f"{name}{i}.weight"]
-        bias = parameters[f"{name}{i}.bias"].view(len(weight), 1, -1)
-        x = torch.relu(torch.baddbmm(bias, x if x.dim() == 3 else x.expand(len(weight), -1, -1), weight))
+        weight, bias = parameters[f"{name}{i}.weight"], parameters[f"{name}{i}.bias"]
+        if native.usable(x, weight):
+            x = native.rectified(x, weight, bias)
+            continue
+        every = x if x.dim() == 3 else x.expand(len(weight), -1, -1)
+        x = torch.relu(torch.baddbmm(bias.view(len(weight), 1, -1), every, weight))
     return x
 
 
 def by_slot(x: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """Each row (n, inputs) times the weight (slots, inputs, outputs) of its slot, as one batched product."""
+    """Each row (n, inputs) times the weight (slots, inputs, outputs) of its slot, as one product.
+
+    Narrow weights meet all rows, which is less work than sorting the rows by slot.
+    """
     present, group = torch.unique(slot, return_inverse=True)
     if len(present) == 1:
         return x @ weight[present[0]]
+    if len(present) * weight.shape[2] <= NARROW:
+        every = x @ weight[present].transpose(0, 1).reshape(x.shape[1], -1)
+        return every.view(len(x), len(present), -1)[torch.arange(len(x)), group]
     order = torch.argsort(group, stable=True)
     counts = torch.bincount(group, minlength=len(present))
     rank = torch.empty_like(order)
