@@ -14,6 +14,7 @@ BENCHES = {
     "merge": "what one merged model costs against a model for every scenario: parameters, keys, rows per second, memory",
     "streams": "impressions per second of enrich, join and group on a real broker and store",
     "steps": "rows per second of the training step from memory, native and torch, with and without meta-learning",
+    "training": "the training step at 1,024 rows against naive torch, torch-rechub, fbgemm and the processor's peak",
     "learner": "rows per second of the continuous learner from its topic",
     "serving": "latency of scoring with adaptation while snapshots are swapped in",
     "system": "time to the first metric, freshness and memory of the whole system",
