@@ -549,8 +549,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(("join.window_s", "window_s plus lateness_s must not exceed retention_s"))
     for name in config.scenarios.negative_sampling:
         if config.scenarios.known and name not in {"*", *config.scenarios.known}:
-            allowed = ", ".join(config.scenarios.known)
-            found.append(("scenarios.negative_sampling", f'"{name}" is not in scenarios.known ({allowed}), nor "*"'))
+            known = ", ".join(config.scenarios.known)
+            found.append(("scenarios.negative_sampling", f'"{name}" is not in scenarios.known ({known}), nor "*"'))
     if config.scenarios.negative_sampling and config.join.mode == "eager":
         found.append(
             ("scenarios.negative_sampling", 'needs join.mode = "window": in eager mode every row first comes without its actions')

@@ -126,7 +126,7 @@ def test_few_rows_read_the_shared_moments_and_many_their_own() -> None:
         assert mean[[0, 2]].tolist() == [[shared[1, 0].astype(np.float32)]] * 2
         middles.append((float(mean[1, 0]), float(1 / scale[1, 0])))
     one, other = moments.standard(shared)
-    assert middles[0] == (float(one[0]), pytest.approx(float(1 / other[0])))
+    assert middles[0] == pytest.approx((float(one[0]), float(1 / other[0])))
     assert middles == sorted(middles)
     shared_value, own_value = (5 - float(one[0])) * float(other[0]), (5 - 10) / 3
     assert (5 - middles[2][0]) / middles[2][1] == pytest.approx((shared_value + own_value) / 2, abs=0.2)
