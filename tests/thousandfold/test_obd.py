@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from thousandfold.data import ml1m, obd
+from thousandfold.data import obd, packages
 
 
 def table(policy: str, campaign: str) -> bytes:
@@ -39,7 +39,7 @@ def archive(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
     monkeypatch.setattr(obd, "ROWS", 12)
     monkeypatch.setattr(obd, "CLICKS", 6)
     monkeypatch.setattr(obd, "SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in files().items()})
-    path = tmp_path / obd.ARCHIVE
+    path = tmp_path / obd.ARCHIVE.file
     with tarfile.open(path, "w:gz") as packed:
         for name, body in files().items():
             member = tarfile.TarInfo(obd.FOLDER + name)
@@ -73,19 +73,19 @@ def test_the_parsed_log_is_kept(archive: pathlib.Path) -> None:
 
 def test_another_archive_is_refused(archive: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(obd.SHA256, "bts/men/men.csv", "0" * 64)
-    with pytest.raises(ml1m.DataError, match=r"bts/men/men.csv in .* has sha256 .*, expected 0{64}; delete it with `rm"):
+    with pytest.raises(packages.DataError, match=r"bts/men/men.csv in .* has sha256 .*, expected 0{64}; delete it with `rm"):
         obd.load(archive.parent)
 
 
 def test_a_damaged_archive_is_refused(archive: pathlib.Path) -> None:
     archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises(ml1m.DataError, match="is damaged"):
+    with pytest.raises(packages.DataError, match="is damaged"):
         obd.load(archive.parent)
 
 
 def test_other_counts_are_refused(archive: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(obd, "CLICKS", 7)
-    with pytest.raises(ml1m.DataError, match=r"\(12, 6\) rows and clicks; expected \(12, 7\)"):
+    with pytest.raises(packages.DataError, match=r"\(12, 6\) rows and clicks; expected \(12, 7\)"):
         obd.load(archive.parent)
 
 
@@ -94,5 +94,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(tmp_path: pathlib.Path, m
         return subprocess.CompletedProcess([], 1, stderr="first\nno network")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(ml1m.DataError, match=rf"could not be fetched: no network. Check the network, or put {obd.ARCHIVE}"):
+    with pytest.raises(
+        packages.DataError, match=rf"could not be fetched: no network. Check the network, or put {obd.ARCHIVE.file}"
+    ):
         obd.load(tmp_path, lambda _: None)

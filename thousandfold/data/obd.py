@@ -5,20 +5,18 @@ shop, 287 clicks, three campaigns, each shown by two policies. Users have no ids
 features. Every row is a list of its own, since only one of the three positions of a page was logged.
 """
 
-import hashlib
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
-from collections.abc import Callable
 
 import polars as pl
 
-from thousandfold.data import ml1m
+from thousandfold.data import packages
 
-REQUIREMENT = "obp==0.5.7"
-ARCHIVE = "obp-0.5.7.tar.gz"
+ARCHIVE = packages.Package(
+    "the small Open Bandit Data", "obp==0.5.7", "obp-0.5.7.tar.gz", "1 MB", "run the command again",
+    ("--no-binary", ":all:", "--ignore-requires-python"),
+)  # fmt: skip
 FOLDER = "obp-0.5.7/obp/dataset/obd/"
 CAMPAIGNS = ("all", "men", "women")
 POLICIES = ("bts", "random")
@@ -37,29 +35,6 @@ SHA256 = {
 PARSED = "obd.1.parquet"
 """The number is the version of the parsed form."""
 
-Say = Callable[[str], None]
-
-
-def download(directory: pathlib.Path, say: Say = print) -> pathlib.Path:
-    """Fetch the archive with pip (its progress goes to this process's standard output) and return its path.
-
-    Raises:
-        DataError: pip is missing, or the package index cannot be reached.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    say(f"fetching the small Open Bandit Data ({REQUIREMENT}, 1 MB) into {directory}")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--ignore-requires-python"]
-    command += ["--disable-pip-version-check", REQUIREMENT, "-d", str(directory)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    archive = directory / ARCHIVE
-    if done.returncode != 0 or not archive.exists():
-        reason = (done.stderr or "").strip().splitlines()[-1:] or ["pip said nothing"]
-        raise ml1m.DataError(
-            f"the Open Bandit Data could not be fetched: {reason[0]}. Check the network, or put {ARCHIVE} into {directory} "
-            "yourself, then run the command again"
-        )
-    return archive
-
 
 def read_archive(archive: pathlib.Path) -> dict[str, bytes]:
     """The files in the archive that are used, checked against their sha256.
@@ -67,7 +42,6 @@ def read_archive(archive: pathlib.Path) -> dict[str, bytes]:
     Raises:
         DataError: the archive is damaged or holds other files.
     """
-    next_step = f"delete it with `rm '{archive}'` and run the command again"
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as packed:
@@ -75,11 +49,8 @@ def read_archive(archive: pathlib.Path) -> dict[str, bytes]:
                 member = packed.extractfile(FOLDER + name)
                 files[name] = b"" if member is None else member.read()
     except (tarfile.TarError, KeyError, OSError, EOFError) as error:
-        raise ml1m.DataError(f"{archive} is damaged ({error}); {next_step}") from error
-    for name, body in files.items():
-        found = hashlib.sha256(body).hexdigest()
-        if found != SHA256[name]:
-            raise ml1m.DataError(f"{name} in {archive} has sha256 {found}, expected {SHA256[name]}; {next_step}")
+        raise packages.damaged(ARCHIVE, archive, error) from error
+    packages.check(ARCHIVE, archive, files, SHA256)
     return files
 
 
@@ -95,7 +66,9 @@ def parse(files: dict[str, bytes]) -> pl.DataFrame:
     table = pl.concat([_part(files, policy, campaign) for policy in POLICIES for campaign in CAMPAIGNS])
     found = (table.height, int(table["click"].sum()))
     if found != (ROWS, CLICKS):
-        raise ml1m.DataError(f"{found} rows and clicks; expected {(ROWS, CLICKS)}; this release reads {REQUIREMENT} only")
+        raise packages.DataError(
+            f"{found} rows and clicks; expected {(ROWS, CLICKS)}; this release reads {ARCHIVE.requirement} only"
+        )
     return table.sort("time", "request", maintain_order=True)
 
 
@@ -131,18 +104,18 @@ def _part(files: dict[str, bytes], policy: str, campaign: str) -> pl.DataFrame:
     )
 
 
-def load(directory: pathlib.Path | None = None, say: Say = print) -> pathlib.Path:
+def load(directory: pathlib.Path | None = None, say: packages.Say = print) -> pathlib.Path:
     """The Parquet file of the log in the cache directory, made from the archive, which is fetched when it is not there.
 
     Raises:
         DataError: the download failed or is damaged.
     """
-    folder = directory or ml1m.cache_directory()
+    folder = directory or packages.cache_directory()
     parsed = folder / PARSED
     if parsed.exists():
         return parsed
-    archive = folder / ARCHIVE
-    table = parse(read_archive(archive if archive.exists() else download(folder, say)))
+    archive = folder / ARCHIVE.file
+    table = parse(read_archive(archive if archive.exists() else packages.download(ARCHIVE, folder, say)))
     temporary = parsed.with_name(f"{parsed.name}.{os.getpid()}")
     table.write_parquet(temporary)
     temporary.replace(parsed)
