@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from learner import tower
 from learner.meta import outer
 from models import adaptation, base, losses, modes, supports, towers
 from models.meta import adapters, registry
@@ -56,9 +57,7 @@ class Autograd:
     ) -> None:  # fmt: skip
         self.model, self.adapter, self.meta, self.gradient = model, adapter, meta, gradient
         self.weight, self.prior, self.plan = settings.meta.weight, settings.meta.prior_rows, losses.plan(settings.objectives)
-        self.parameters = base.views(flat.detach(), registry.shapes(model, adapter))
-        for name, view in self.parameters.items():
-            view.requires_grad_().grad = gradient.views[name]
+        self.parameters = leaves(flat, registry.shapes(model, adapter), gradient)
         self.fast = registry.fast(self.parameters, model, adapter)
 
     def run(self, work: Work, train: bool) -> base.Pass:
@@ -102,6 +101,31 @@ class Autograd:
         return plain.index_copy(0, padded.rows, logit), found
 
 
+class Compiled:
+    """The model's own trunk under autograd, with towers, adaptation and losses compiled (`learner.tower`)."""
+
+    def __init__(self, model: base.Model, settings: config.Config, flat: torch.Tensor, gradient: base.Gradient) -> None:
+        self.model, self.gradient = model, gradient
+        self.parameters = leaves(flat, model.shapes, gradient)
+        self.end = tower.Compiled(settings.meta, self.parameters, gradient)
+
+    def run(self, work: Work, train: bool) -> base.Pass:
+        """See `Engine`."""
+        rows = len(work.label)
+        every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
+        inputs = every.x[:rows].requires_grad_(train)
+        with torch.set_grad_enabled(train):
+            query = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
+        with torch.no_grad():
+            support = base.MetaInput(*(part[:0].detach() for part in query))
+            if len(every.x) > rows:
+                support = self.model.trunk(self.parameters, base.Inputs(*(part[rows:] for part in every)))
+        if train:
+            self.gradient.flat.zero_()
+        done = self.end.run(lists(work), query, support, train)
+        return done._replace(inputs=None if inputs.grad is None else inputs.grad.numpy())
+
+
 class Native:
     """The model's hand-written network."""
 
@@ -110,7 +134,18 @@ class Native:
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        lists = towers.Lists(
-            work.label, work.weight, work.n_items, work.codes, work.found.taken, work.found.place, work.s_label
-        )  # fmt: skip
-        return self.network.run(work.inputs, lists, self.gradient if train else None)
+        return self.network.run(work.inputs, lists(work), self.gradient if train else None)
+
+
+def leaves(flat: torch.Tensor, shapes: base.Shapes, gradient: base.Gradient) -> dict[str, torch.Tensor]:
+    """Parameters as leaves of autograd, which adds to the views of `gradient`."""
+    found = base.views(flat.detach(), shapes)
+    for name, view in found.items():
+        view.requires_grad_().grad = gradient.views[name]
+    return found
+
+
+def lists(work: Work) -> towers.Lists:
+    """The minibatch as compiled towers see it."""
+    found = work.found
+    return towers.Lists(work.label, work.weight, work.n_items, work.codes, found.taken, found.place, work.s_label)

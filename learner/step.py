@@ -38,11 +38,12 @@ class Scores(NamedTuple):
 class Trainer:
     """The complete training state and the one step that changes it."""
 
-    def __init__(self, settings: config.Config, native: bool = True) -> None:
+    def __init__(self, settings: config.Config, native: bool = True, compiled: bool = True) -> None:
         """Build the model with `learner.seed`; sets the process's torch threads to `learner.threads`.
 
         `native` takes the model's hand-written pass where it has one, all objectives are binary and of every scenario, and the
-        adaptation is one that it knows (`models.meta.registry.native`); otherwise autograd does the same work, slower.
+        adaptation is one that it knows (`models.meta.registry.native`). Otherwise autograd runs the trunk; then `compiled`
+        takes the compiled towers under the same conditions, and without them autograd does all of the same work, slower.
 
         Raises:
             config.ConfigError: the configuration names an unknown model or declares no category.
@@ -62,13 +63,16 @@ class Trainer:
         self.gradient = base.Gradient(self.shapes)
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
         self.adam.average[:] = self.dense
-        network = self.model.native(flat) if native and plan.plain and meta.native(settings.meta) else None
+        known = plan.plain and meta.native(settings.meta)
+        network = self.model.native(flat) if native and known else None
         outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
-        self.engine: passes.Engine = (
-            passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient)
-            if network is None
-            else passes.Native(network, self.gradient)
-        )
+        self.engine: passes.Engine
+        if network is not None:
+            self.engine = passes.Native(network, self.gradient)
+        elif compiled and known and "tower.weight" in self.model.fast_parameters():
+            self.engine = passes.Compiled(self.model, settings, flat, self.gradient)
+        else:
+            self.engine = passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient)
 
     @property
     def serving_names(self) -> tuple[str, ...]:

@@ -85,19 +85,20 @@ def test_a_gradient_reaches_every_parameter(settings: config.Config) -> None:
 
 
 @pytest.mark.parametrize("inner_steps", [1, 3])
-def test_the_native_pass_equals_autograd(settings: config.Config, inner_steps: int) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_the_compiled_passes_equal_autograd(settings: config.Config, inner_steps: int, native: bool) -> None:
     meta = msgspec.structs.replace(settings.meta, inner_steps=inner_steps, inner_rate=0.5)
     settings = msgspec.structs.replace(settings, meta=meta)
-    native, reference = step.Trainer(settings), step.Trainer(settings, native=False)
+    quick, reference = step.Trainer(settings, native), step.Trainer(settings, native=False, compiled=False)
     for i in range(3):
         batch = minibatches.minibatch(settings, i)
-        a, b = native.step(batch, i), reference.step(batch, i)
+        a, b = quick.step(batch, i), reference.step(batch, i)
         assert a.loss == pytest.approx(b.loss, abs=1e-5)
         assert a.unadapted == pytest.approx(b.unadapted, abs=1e-5)
         assert a.adapted == pytest.approx(b.adapted, abs=1e-5)
-        for parameter in native.gradient.arrays:
-            assert native.gradient.arrays[parameter] == pytest.approx(reference.gradient.arrays[parameter], abs=1e-5), parameter
-        reference.load(native.arrays())
+        for parameter in quick.gradient.arrays:
+            assert quick.gradient.arrays[parameter] == pytest.approx(reference.gradient.arrays[parameter], abs=1e-5), parameter
+        reference.load(quick.arrays())
 
 
 def test_scoring_is_pure_and_equals_what_the_step_then_says(settings: config.Config) -> None:
