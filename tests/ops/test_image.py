@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -97,3 +98,7 @@ def test_the_build_gets_every_package_and_nothing_that_is_not_named() -> None:
     assert "*" in lines
     assert set(PACKAGES) | {"examples", "requirements.txt", "pyproject.toml", "ops/entrypoint.sh", "ops/healthy.py"} <= let_in
     assert all((expressions.ROOT / name).exists() for name in let_in)
+    project = tomllib.loads((expressions.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source in wheel["force-include"]:
+        assert any(pathlib.PurePath(source).is_relative_to(name) for name in let_in), f"{source} is packed and not let in"
