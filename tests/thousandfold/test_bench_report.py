@@ -52,5 +52,5 @@ def test_another_file_is_no_report(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:
-    with pytest.raises(KeyError, match="there are quality, models, .*streams, .*serving, system, all"):
+    with pytest.raises(KeyError, match=r"there are quality, models, .*streams, .*serving, system, all"):
         bench.module("speed")
