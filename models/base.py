@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import towers
+from models import plugins, towers
 from state import columns, config, spec
 
 U64 = npt.NDArray[np.uint64]
@@ -109,7 +109,8 @@ def geometry(settings: config.Config) -> Geometry:
     """The geometry that a configuration declares."""
     categories = settings.features.categories
     sources = [c.source for c in categories]
-    sequences = spec.sequences(settings.features) if settings.model.name in SEQUENTIAL else ()
+    reads = settings.model.name in SEQUENTIAL or plugins.sequential(settings.model.name)
+    sequences = spec.sequences(settings.features) if reads else ()
     find = {s: i for i, s in reversed(list(enumerate(sources)))}
     return Geometry(
         tuple(c.name for c in categories),

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from models import own_loss
 from state import config
 
 GREATEST_LOG = 80.0
@@ -33,6 +34,8 @@ class Part(NamedTuple):
     width: int
     log1p: bool
     scale: float
+    own: own_loss.RowLoss | None = None
+    """A user's loss of rows instead of the kind's."""
 
 
 class Plan(NamedTuple):
@@ -68,12 +71,18 @@ class Targets(NamedTuple):
 
 
 def plan(objectives: Sequence[config.Objective]) -> Plan:
-    """The objectives of a configuration."""
+    """The objectives of a configuration.
+
+    Raises:
+        config.ConfigError: an objective's own loss is missing or breaks the contract (`models.own_loss`).
+    """
     parts, at = [], 0
-    for o in objectives:
-        parts.append(Part(o.kind, at, o.outputs, o.transform == "log1p", o.scale))
+    for i, o in enumerate(objectives):
+        key = f"objectives[{i}].loss"
+        own = own_loss.named(key, o.loss, o.outputs) if o.loss else None
+        parts.append(Part(o.kind, at, o.outputs, o.transform == "log1p", o.scale, own))
         at += o.outputs
-    return Plan(tuple(parts), at, all(o.kind == "binary" and not o.scenarios for o in objectives))
+    return Plan(tuple(parts), at, all(o.kind == "binary" and not (o.scenarios or o.loss) for o in objectives))
 
 
 def targets(plan: Plan, label: torch.Tensor, weight: torch.Tensor, n_items: torch.Tensor) -> Targets:
@@ -122,6 +131,8 @@ def row_losses(plan: Plan, wanted: Targets, logit: torch.Tensor) -> torch.Tensor
 
 def _row_loss(part: Part, o: int, wanted: Targets, logit: torch.Tensor) -> torch.Tensor:
     label, own, pairs = wanted.label[:, o], logit[:, part.at : part.at + part.width], wanted.pairs[o]
+    if part.own is not None:
+        return part.own(_target(part, label), own)
     if pairs is not None:
         behind = functional.softplus(own[pairs.below, 0] - own[pairs.above, 0])
         return torch.zeros_like(own[:, 0]).index_add(0, pairs.above, pairs.share * behind)
@@ -142,6 +153,8 @@ def slope(plan: Plan, wanted: Targets, logit: torch.Tensor) -> torch.Tensor:
 def _slope(part: Part, o: int, wanted: Targets, logit: torch.Tensor) -> torch.Tensor:
     label, weight = wanted.label[:, o], wanted.weight[:, o : o + 1]
     own, pairs = logit[:, part.at : part.at + part.width], wanted.pairs[o]
+    if part.own is not None:
+        return own_loss.slope(part.own, _target(part, label), weight, own)
     if pairs is not None:
         behind = own[pairs.below, 0] - own[pairs.above, 0]
         force = weight[pairs.above, 0] * pairs.share * torch.sigmoid(behind)
@@ -167,6 +180,11 @@ def _prediction(part: Part, own: torch.Tensor) -> torch.Tensor:
         value = own * part.scale
         return torch.expm1(value.clamp(max=GREATEST_LOG)) if part.log1p else value
     return torch.sigmoid(own)
+
+
+def _target(part: Part, label: torch.Tensor) -> torch.Tensor:
+    """What a user's own loss compares the logits with."""
+    return _seen(part, label) if part.kind == "regression" else label
 
 
 def _seen(part: Part, value: torch.Tensor) -> torch.Tensor:

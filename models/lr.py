@@ -36,10 +36,6 @@ class LogisticRegression(parts.Network):
         """The bias."""
         return ("output.bias",)
 
-    def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:  # noqa: ARG002 - no gates
-        """Nothing."""
-        return {}
-
     def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
         """Logits (n, O)."""
         return fast["output.bias"] + meta.offset

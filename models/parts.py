@@ -109,6 +109,10 @@ class Network:
         """Logits (n, O)."""
         return base.tower(fast, meta)
 
+    def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:  # noqa: ARG002 - no gates
+        """Nothing."""
+        return {}
+
     def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:  # noqa: ARG002 - has no hand-written form
         """None: autograd does the work."""
         return None

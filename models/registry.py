@@ -2,7 +2,27 @@
 
 from collections.abc import Callable
 
-from models import adasparse, base, dupn, fm, hamur, lr, m2m, mmoe, pepnet, ple, sar_net, sass, shared_bottom, single, star, trs
+from models import (
+    adasparse,
+    base,
+    dupn,
+    fm,
+    hamur,
+    losses,
+    lr,
+    m2m,
+    mmoe,
+    pepnet,
+    ple,
+    plugins,
+    probe,
+    sar_net,
+    sass,
+    shared_bottom,
+    single,
+    star,
+    trs,
+)
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
@@ -25,13 +45,32 @@ MODELS: dict[str, Callable[[config.Config], base.Model]] = {
 
 
 def build(settings: config.Config) -> base.Model:
-    """The model that the configuration names.
+    """The model that the configuration names: one of the table, or a user's own by its path (`models.plugins`).
 
     Raises:
-        config.ConfigError: there is no such model.
+        config.ConfigError: there is no such model, or it breaks the contract (`models.probe.model`).
     """
-    if settings.model.name not in MODELS:
-        raise config.ConfigError(f'model.name: "{settings.model.name}" is unknown; allowed: {", ".join(sorted(MODELS))}')
+    name = settings.model.name
+    own = plugins.named("model.name", name) if plugins.is_path(name) else None
+    if own is None and name not in MODELS:
+        raise config.ConfigError(
+            f'model.name: "{name}" is unknown; allowed: {", ".join(sorted(MODELS))}, or "package.module:Model" of your own'
+        )
     if not settings.features.categories:
         raise config.ConfigError("features.categories: a model needs at least one category; declare user and item at least")
-    return MODELS[settings.model.name](settings)
+    if own is None:
+        return MODELS[name](settings)
+    if not callable(own):
+        raise config.ConfigError(f'model.name: "{name}" is not a class or function that takes the configuration')
+    return probe.model(settings, own(settings))
+
+
+def check(settings: config.Config) -> None:
+    """Import and try what is the user's own, if anything: a process does so when it starts, before it has data.
+
+    Raises:
+        config.ConfigError: a model or a loss is missing or breaks its contract.
+    """
+    losses.plan(settings.objectives)
+    if plugins.is_path(settings.model.name):
+        build(settings)

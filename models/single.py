@@ -40,10 +40,6 @@ class Single(parts.Network):
                 view[: len(view) // self.head.slots] = 0
         return flat
 
-    def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:  # noqa: ARG002 - no gates
-        """Nothing."""
-        return {}
-
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """Both networks' hidden rows mixed, and the own tower in place of the common one, as a shift."""
         x, earned = inputs.x[:, : self.geometry.dense], inputs.earned.unsqueeze(1)

@@ -33,12 +33,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
         config = configuration.load(options.config)
+        prepare(config.serving.threads)
+        from models import registry  # noqa: PLC0415 -- imports numpy and torch, which read what `prepare` has set
+        from serving import uvicorn_servers  # noqa: PLC0415
+
+        registry.check(config)
     except configuration.ConfigError as error:
         logging.getLogger("serving").critical("%s", error)
         return 2
-    prepare(config.serving.threads)
-    from serving import uvicorn_servers  # noqa: PLC0415 -- imports numpy and torch, which read what `prepare` has set
-
     return uvicorn_servers.run(config, options.ready_file)
 
 

@@ -87,6 +87,14 @@ class Objective(spec.Section, frozen=True):
         tuple[str, ...], Meta(description="of `scenarios.known`, those in which the objective exists; empty: in all")
     ] = ()
 
+    loss: Annotated[
+        str,
+        Meta(
+            description='a loss of your own instead of the kind\'s, "package.module:function": labels (n,) and logits '
+            "(n, outputs) to a loss per row (n,) (docs/tutorials/your-own-model.md); labels and predictions stay the kind's"
+        ),
+    ] = ""
+
     @property
     def outputs(self) -> int:
         """Logit columns: one for each class, else one."""
@@ -168,7 +176,10 @@ class Support(spec.Section, frozen=True):
 class Model(spec.Section, frozen=True):
     """Which network, and its size."""
 
-    name: Annotated[str, Meta(description="a name in the MODELS table")] = "pepnet"
+    name: Annotated[
+        str,
+        Meta(description='a name in the MODELS table, or "package.module:Model" of your own (docs/tutorials/your-own-model.md)'),
+    ] = "pepnet"
     embedding_width: Annotated[int, Meta(ge=1, le=256, description="numbers per embedding row")] = 16
     hidden: Annotated[tuple[int, ...], Meta(min_length=1, description="widths of the tower's hidden layers")] = (64, 32)
     gate_hidden: Annotated[int, Meta(ge=1, description="width of the hidden layer of each Gate NU")] = 32
@@ -573,6 +584,8 @@ def _misdeclared(objective: Objective, known: tuple[str, ...]) -> list[tuple[str
     ):
         if given and kind != owner:
             found.append((key, f'"{objective.name}" is {kind}, and only kind = "{owner}" has {key}; remove one of them'))
+    if objective.loss and kind == "ranking":
+        found.append(("loss", f'"{objective.name}" is ranking, which compares rows; a loss of your own sees one row at a time'))
     for name in objective.scenarios:
         if name not in known:
             allowed = ", ".join(known) or "none is declared"

@@ -1,5 +1,6 @@
 """`thousandfold config`: check a file, show every effective setting, and write docs/configuration.md from the structs."""
 
+import importlib
 import pathlib
 import re
 import textwrap
@@ -50,8 +51,10 @@ class Table(NamedTuple):
 
 @app.command()
 def check(file: Annotated[pathlib.Path, typer.Argument(help="the configuration file")]) -> None:
-    """Say whether FILE is valid, and what it comes to."""
+    """Say whether FILE is valid, and what it comes to; a model or a loss of your own is imported and tried."""
     config = configuration.load(file)
+    if ":" in config.model.name or any(o.loss for o in config.objectives):
+        importlib.import_module("models.registry").check(config)
     features = config.features
     categories, numbers = len(features.categories), len(spec.number_names(features))
     print(f"{file}: valid")
