@@ -4,7 +4,7 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m", "ml1m_dupn", "search_log", "ml1m_ids", "seesaw", "obd")
+NAMES = ("ml1m", "ml1m_dupn", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd")
 FOLDERS = ("examples", "benchmarks/multi_scenario")
 
 

@@ -17,7 +17,7 @@ from models import registry
 from state import config as configuration
 from state import ids
 from thousandfold.bench import logs, models, protocol, quality, report
-from thousandfold.bench.models import command, gates, plots, protocols, seesaw, tables, zoo
+from thousandfold.bench.models import bars, command, gates, plots, protocols, seesaw, tables, zoo
 from thousandfold.bench.models import study as studies
 from thousandfold.data import simulator
 
@@ -202,6 +202,20 @@ def auc(label: npt.NDArray[Any], score: npt.NDArray[Any]) -> float:
     return float(np.mean((plus[:, None] > minus) + (plus[:, None] == minus) / 2))
 
 
+def test_a_network_of_one_scenario_and_one_objective_hears_of_no_other_label() -> None:
+    def solo(plan: protocols.Plan) -> npt.NDArray[np.float32]:
+        bench = zoo.Bench(plan, [0])
+        return bench.solo(zoo.Entrant(zoo.SOLO, zoo.single(CONFIG))).predictions[0]
+
+    plan = planned("P")
+    other = plan.inputs.label.copy()
+    other[:, 1] = 1 - other[:, 1]
+    before, after = solo(plan), solo(plan._replace(inputs=plan.inputs._replace(label=other)))
+    assert before.shape == plan.inputs.label.shape
+    assert np.array_equal(before[:, 0], after[:, 0])
+    assert not np.allclose(before[plan.counted, 1], after[plan.counted, 1])
+
+
 def test_an_area_of_a_resample_is_that_of_the_rows_repeated() -> None:
     random = np.random.default_rng(0)
     label = (random.random(80) < 0.4).astype(np.float32)
@@ -271,7 +285,7 @@ def judged() -> studies.Study:
 
 def test_a_study_has_every_figure_of_every_entrant_in_every_scenario_and_objective() -> None:
     rows = {r.id: r for r in studies.rows_of(judged(), "FILE", whole=True, command="c")}
-    for name in ("pepnet", "shared_bottom", "alone", "fm32", "bias"):
+    for name in ("pepnet", "shared_bottom", "alone", "solo", "fm32", "bias"):
         for figure in ("auc", "gauc", "logloss", "calibration"):
             for where in ("", "/home", "/small"):
                 assert rows[f"P/{figure}/{name}{where}/click"].value is not None
@@ -281,6 +295,7 @@ def test_a_study_has_every_figure_of_every_entrant_in_every_scenario_and_objecti
         assert (rows[f"P/memory/{name}"].value or 0) > 0
     assert rows["P/auc/pepnet/click"].stderr is not None
     assert rows["P/over_alone/pepnet/small/click"].peer is not None
+    assert rows["P/over_solo/alone/home/save"].value is not None
     assert rows["P/best/auc/home/click"].passed is not None
     assert rows["P/pepnet_over_shared_bottom/small"].target == 0
     assert rows["P/best/auc"].target is None
@@ -318,13 +333,14 @@ def test_known_truth_asks_for_no_harm_everywhere_and_a_gain_in_small_scenarios()
     assert gain.target == 0.01
     assert "P/shared_effect/home/click" not in rows
     assert rows["P/no_harm/home/click"].value == pytest.approx(judged().differences[studies.Key("pepnet", "home", 0)].high)
+    assert rows["P/double_seesaw/home/save"].value == pytest.approx(judged().solo[studies.Key("pepnet", "home", 1)].high)
     assert not any("best/auc/" in name for name in rows)
 
 
 def test_floors_and_references_are_never_the_best() -> None:
     study = judged()
     perfect = [f._replace(auc=1.0) for f in study.figures[studies.Key("pepnet", "", 0)]]
-    for name in ("alone", "fm32", "bias"):
+    for name in ("alone", "solo", "fm32", "bias"):
         figures = study.figures | {studies.Key(name, "", 0): perfect}
         assert study._replace(figures=figures).best in {"pepnet", "shared_bottom"}
 
@@ -535,6 +551,8 @@ def test_settings_are_chosen_for_the_models_named(tmp_path: pathlib.Path, monkey
         (["--models", "pepnet,nothing"], r'--models: "nothing" is unknown; the table has'),
         (["--protocol", "Q"], r"--protocol 'Q': there are P, C, R"),
         (["--resume"], r"--resume needs --out DIR"),
+        (["--bars", "obd=x.json"], r"--bars 'obd=x.json': give DATA=FILE"),
+        (["--bars", "ml1m=nowhere.json"], r"--bars 'ml1m=nowhere.json': .*; give a file that --report wrote"),
         (["--lag", "soon"], r"--lag 'soon'"),
         (["--data", "nowhere.parquet"], r"--data nowhere.parquet: no such file"),
     ],
@@ -582,24 +600,70 @@ def test_every_data_set_has_configurations_that_load() -> None:
         assert len(config.scenarios.known) >= 3
 
 
-def test_the_simulated_log_has_the_scenarios_of_its_configuration() -> None:
-    config = command.configured("simulate", None, "P")
-    found = command.open_log(config, "simulate", None, 2_000, lambda _: None)
+@pytest.mark.parametrize("data", command.WORLDS)
+def test_the_simulated_log_has_the_scenarios_and_objectives_of_its_configuration(data: str) -> None:
+    config = command.configured(data, None, "P")
+    found = command.open_log(config, data, None, 2_000, lambda _: None)
     assert set(found.lists.names.values()) == set(config.scenarios.known)
     assert 1_900 <= found.rows <= 2_000
+    assert (found.label.mean(0) > 0.01).all()
+
+
+def bar(name: str, value: float | None = 1.0, *, passed: bool | None = True) -> report.Row:
+    line = report.row(name, 0.0 if value is None else value, "AUC", command="c")
+    return msgspec.structs.replace(line, value=value, passed=passed)
+
+
+def test_every_bar_is_in_the_collected_report_and_what_no_run_judged_is_not_run() -> None:
+    rows = {r.id: r for r in bars.collected({"ml1m": [bar("P/best/auc"), bar("C/best/auc", passed=None)]})}
+    assert len(rows) == len(list(bars.bars()))
+    assert rows["ml1m/P/best/auc"].passed is True
+    assert rows["ml1m/C/best/auc"].passed is None
+    assert rows["ml1m/C/best/auc"].peer == "not run whole: 1.0000"
+    assert rows["simulate/P-ids/shared_effect/small/save"].peer == "not run"
+    assert rows["simulate/P-ids/shared_effect/small/save"].target == 0.01
+    assert rows["simulate7/P-ids/double_seesaw/contrary/hate"].command == "thousandfold bench models --data simulate7"
+    told = tables.verdicts(list(rows.values()))
+    assert [row[-1] for row in told.rows].count("not run") == len(rows) - 1
+
+
+def test_a_bar_that_a_later_report_does_not_judge_keeps_its_verdict(tmp_path: pathlib.Path) -> None:
+    missed, untried = bar("R/best/auc", 0.5, passed=False), bar("R/best/auc", None, passed=None)
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, line in zip(files, (missed, untried), strict=True):
+        report.write(file, [line])
+    result = CliRunner().invoke(
+        models.app, ["--bars", ",".join(f"ml1m={f}" for f in files), "--report", str(tmp_path / "all.json")]
+    )
+    assert result.exit_code == 0, result.output
+    rows = {r.id: r for r in report.read(tmp_path / "all.json").rows}
+    assert rows["ml1m/R/best/auc"].passed is False
+    assert "0 pass, 1 miss" in result.output
+    assert "ml1m/R/best/auc" in (tmp_path / "all.md").read_text()
+
+
+def test_a_run_tells_the_bars_of_its_data_that_it_does_not_judge() -> None:
+    rows = studies.rows_of(judged(), "simulate", whole=True, command="c")
+    lacking = {r.id: r for r in bars.missing("simulate", rows)}
+    assert lacking["P-ids/no_harm/large/click"].peer == "not run"
+    assert bars.missing("FILE.parquet", rows) == []
+    assert not set(lacking) & {r.id for r in rows}
 
 
 def test_tables_name_every_entrant_and_mark_differences_that_are_no_noise() -> None:
     study = judged()
     overall = list(tables.overall(study))
-    assert [row[0] for row in overall[0].rows] == ["pepnet", "shared_bottom", "alone", "fm32", "bias"]
+    assert [row[0] for row in overall[0].rows] == ["pepnet", "shared_bottom", "alone", "solo", "fm32", "bias"]
     assert len(overall) == 2
     assert len(list(tables.scenarios(study))) == 4
-    table = tables.seesaw(study)
-    assert table is not None
-    d = study.differences[studies.Key("bias", "home", 0)]
-    cell = next(row for row in table.rows if row[0] == "bias")[1]
-    assert cell == f"{d.value:+.4f}" + ("*" if d.p < 0.01 else "")
+    table, single = tables.seesaws(study)
+    for grid, differences, reference in ((table, study.differences, "alone"), (single, study.solo, "solo")):
+        assert {row[0] for row in grid.rows} == set(study.results) - {reference}
+        d = differences[studies.Key("bias", "home", 0)]
+        row = next(row for row in grid.rows if row[0] == "bias")
+        assert row[1] == f"{d.value:+.4f}" + ("*" if d.p < 0.01 else "")
+        starred = [float(cell.strip("*")) for cell in row[1:-2] if cell.endswith("*")]
+        assert row[-2:] == [str(sum(v > 0 for v in starred)), str(sum(v < 0 for v in starred))]
 
 
 def test_every_model_of_the_table_can_take_part() -> None:

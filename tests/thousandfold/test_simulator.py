@@ -172,3 +172,34 @@ def test_a_scenario_without_a_liking_of_its_own_clicks_like_another() -> None:
     same, apart = truths(0.0), truths(1.0)
     assert np.allclose(same[0], same[1], atol=1e-5)
     assert np.abs(apart[0] - apart[1]).max() > 0.1
+
+
+def test_further_actions_agree_with_clicks_as_much_as_they_are_told_to() -> None:
+    actions = (simulator.Action("like", 0.0, 1.0), simulator.Action("hate", 0.0, -1.0), simulator.Action("chance", -1.0, 0.0))
+    made, found = take(msgspec.structs.replace(QUIET, actions=actions, base=0.0, item_spread=1.5), 3)
+    truth = rows(found)[2].astype(np.float64)
+    for name, expected in (("like", truth), ("hate", 1 - truth), ("chance", np.full(len(truth), 1 / (1 + np.e)))):
+        label = np.concatenate([blocks.labels(b, made.world.kinds.index(name)) for b in found])
+        for part in (truth < 0.3, truth > 0.5):
+            assert abs(label[part].mean() - expected[part].mean()) < 4 * 0.5 / np.sqrt(part.sum())
+
+
+def test_a_further_action_has_a_taste_of_its_own_and_changes_no_click() -> None:
+    one = msgspec.structs.replace(QUIET, actions=(simulator.Action("like", 0.0, 0.0, 3.0),))
+    made, found = take(one, 1)
+    before = take(QUIET, 1)[1][0]
+    assert np.array_equal(before.item, found[0].item)
+    assert np.array_equal(blocks.labels(before, 0), blocks.labels(found[0], 0))
+    liked = blocks.labels(found[0], made.world.kinds.index("like"))
+    user = np.repeat(found[0].user, np.diff(found[0].start))
+    pairs: dict[tuple[int, int], list[float]] = {}
+    for u, i, value in zip(user.tolist(), found[0].item.tolist(), liked.tolist(), strict=True):
+        pairs.setdefault((u, i), []).append(value)
+    again = [(v[0], v[1]) for v in pairs.values() if len(v) > 1]
+    assert len(again) > 100
+    assert np.corrcoef(np.array(again).T)[0, 1] > 0.3
+
+
+def test_a_further_action_with_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(ValueError, match="names must differ"):
+        simulator.Simulator(simulator.Settings(actions=(simulator.Action("save", 0.0),)))

@@ -24,6 +24,8 @@ KINDS = ("click", "view", "save", "search")
 START_MS = 1_700_000_000_000
 SESSIONS = 256
 """Sessions that start in one block; part of what a seed means."""
+FACTORS = 8
+"""Of tastes; each further action pairs those of users and items in another order."""
 BUSY = 0.55
 """Amplitude of the day: hourly shares from .019 to .065."""
 
@@ -41,6 +43,20 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     list_length: Annotated[float, Meta(ge=1, le=500)] = 23.0
     shared: Annotated[float, Meta(ge=-2, le=2)] = 1.0
     own: Annotated[float, Meta(ge=0, le=10)] = 1.0
+
+
+class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One more thing that visitors do to a row, clicked or not.
+
+    The logit of its probability is `base`, plus `agrees` times what moves the logit of a click (items, tastes, scenario, place;
+    so with -1 it happens where clicks do not), plus a taste of its own with the standard deviation `own`, which every scenario
+    shares. One that happens by chance alone has 0 in both.
+    """
+
+    name: str
+    base: float
+    agrees: Annotated[float, Meta(ge=-2, le=2)] = 1.0
+    own: Spread = 0.0
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,31 +91,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     search_share: Annotated[Share, Meta(description="share of lists after which the user searches (an action without item)")] = (
         0.2
     )
+    actions: Annotated[tuple[Action, ...], Meta(max_length=FACTORS - 1, description="what visitors do beside that")] = ()
     duplicate_share: Annotated[Share, Meta(description="share of messages that are sent twice")] = 0.01
     disorder_share: Annotated[Share, Meta(description="share of messages that are held back")] = 0.05
     disorder_ms: Annotated[int, Meta(ge=0, description="longest hold")] = 2_000
-
-
-SEESAW = Settings(
-    scenarios=(
-        Scenario("large", 0.80, 0.0, 12.0),
-        Scenario("middle", 0.12, -0.4, 12.0),
-        Scenario("small", 0.02, 0.3, 12.0),
-        Scenario("contrary", 0.06, 0.0, 12.0, shared=-1.0, own=2.0),
-    ),
-    users=1_500,
-    items=800,
-    item_spread=0.9,
-    user_spread=0.6,
-    taste_spread=0.9,
-    scenario_spread=0.4,
-    position_bias=0.6,
-    base=-1.2,
-    drift_spread=0.4,
-    delay_median_s=0.0,
-    delay_p90_s=0.0,
-)
-"""Known truth for `bench models`: scenarios of unequal size share what visitors like; those of `contrary` like the reverse."""
 
 
 class Waiting(NamedTuple):
@@ -117,14 +112,14 @@ class Simulator:
     Not a pure function because the world grows: users and items arrive, and their attributes are appended to `world`.
     """
 
-    FACTORS, CATEGORIES, SEGMENTS, POOL = 8, 24, 12, 16
+    CATEGORIES, SEGMENTS, POOL = 24, 12, 16
 
     def __init__(self, settings: Settings | None = None, seed: int = 0) -> None:
         self.settings = settings or Settings()
         self._random = np.random.default_rng(seed)
         self._now_ms = float(START_MS)
         self._lists = 0
-        f = self.FACTORS
+        f = FACTORS
         self._category = self._random.standard_normal((self.CATEGORIES, f))
         self._segment = self._random.standard_normal((self.SEGMENTS, f))
         self._liking = self._random.standard_normal((len(self.settings.scenarios), f))
@@ -139,7 +134,10 @@ class Simulator:
         users: dict[str, blocks.Attribute] = {"segment": [], "country": []}
         items: dict[str, blocks.Attribute] = {"category": [], "tags": [], "price": []}
         names = tuple(s.name for s in self.settings.scenarios)
-        self.world = blocks.World("simulate", blocks.Entities([], users), blocks.Entities([], items), names, KINDS)
+        kinds = (*KINDS, *(action.name for action in self.settings.actions))
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"actions: names must differ, also from {', '.join(KINDS)}; got {kinds[len(KINDS) :]}")
+        self.world = blocks.World("simulate", blocks.Entities([], users), blocks.Entities([], items), names, kinds)
         self._add_users(self.settings.users)
         self._add_items(self.settings.items)
         nothing = np.zeros(0, np.int64)
@@ -155,7 +153,7 @@ class Simulator:
     def _add_users(self, n: int) -> I64:
         random, first = self._random, len(self.world.users.ids)
         segment = random.integers(0, self.SEGMENTS, n)
-        own = random.standard_normal((n, self.FACTORS))
+        own = random.standard_normal((n, FACTORS))
         self._user_factors = np.vstack([self._user_factors, (self._segment[segment] + own) / math.sqrt(2)])
         self._user_bias = np.r_[self._user_bias, self.settings.user_spread * random.standard_normal(n)]
         self.world.users.ids.extend(f"u{first + k}" for k in range(n))
@@ -166,7 +164,7 @@ class Simulator:
     def _add_items(self, n: int) -> None:
         random, first = self._random, len(self.world.items.ids)
         category = random.integers(0, self.CATEGORIES, n)
-        own = random.standard_normal((n, self.FACTORS))
+        own = random.standard_normal((n, FACTORS))
         self._item_factors = np.vstack([self._item_factors, (self._category[category] + own) / math.sqrt(2)])
         self._item_bias = np.r_[self._item_bias, self.settings.item_spread * random.standard_normal(n)]
         self._item_drift = np.r_[self._item_drift, self.settings.drift_spread * random.standard_normal(n)]
@@ -228,8 +226,8 @@ class Simulator:
         now = Waiting(*(column[:due] for column in lists))
         self._now_ms = until
         start, item = self._show(now)
-        truth = self._truth(now, start, item)
-        block = self._act(now, start, item, truth)
+        logit = self._logit(now, start, item)
+        block = self._act(now, start, item, logit)
         self._lists += due
         return block
 
@@ -249,15 +247,15 @@ class Simulator:
         start = np.searchsorted(of[order], np.arange(n + 1)).astype(np.int64)
         return start, item[order]
 
-    def _truth(self, lists: Waiting, start: I64, item: I64) -> F64:
-        """(R,) the true probability that a shown row is clicked, position and moment included."""
+    def _logit(self, lists: Waiting, start: I64, item: I64) -> F64:
+        """(R,) of the true probability that a shown row is clicked, position and moment included."""
         s = self.settings
         of = np.repeat(np.arange(len(lists.user)), np.diff(start))
         user, scenario, position = lists.user[of], lists.scenario[of], np.arange(len(item)) - start[of]
         factors = self._item_factors[item]
-        root = math.sqrt(self.FACTORS)
+        root = math.sqrt(FACTORS)
         shared, own = (np.array([getattr(c, name) for c in s.scenarios])[scenario] for name in ("shared", "own"))
-        logit = (
+        logit: F64 = (
             s.base
             + np.array([c.bias for c in s.scenarios])[scenario]
             + self._scenario_drift[scenario]
@@ -268,20 +266,30 @@ class Simulator:
             + own * (s.scenario_spread / root * np.einsum("rf,rf->r", self._liking[scenario], factors))
             - s.position_bias * np.log1p(position)
         )
-        chance: F64 = 1 / (1 + np.exp(-logit))
-        return chance
+        return logit
 
-    def _act(self, lists: Waiting, start: I64, item: I64, truth: F64) -> blocks.Block:
-        s, random, n = self.settings, self._random, len(lists.user)
+    def _further(self, user: I64, item: I64, logit: F64) -> list[I64]:
+        """Rows of every further action; `logit` (R,) is that of a click."""
+        found = []
+        for k, action in enumerate(self.settings.actions):
+            turned = np.roll(self._item_factors[item], k + 1, axis=1)
+            taste = np.einsum("rf,rf->r", self._user_factors[user], turned) / math.sqrt(FACTORS)
+            chance = _chance(action.base + action.agrees * (logit - self.settings.base) + action.own * taste)
+            found.append(np.flatnonzero(self._random.random(len(item)) < chance))
+        return found
+
+    def _act(self, lists: Waiting, start: I64, item: I64, logit: F64) -> blocks.Block:
+        s, random, n, truth = self.settings, self._random, len(lists.user), _chance(logit)
         of = np.repeat(np.arange(n), np.diff(start))
         clicked = random.random(len(item)) < truth
         viewed = ~clicked & (random.random(len(item)) < s.view_share)
         saved = clicked & (random.random(len(item)) < s.save_share)
         searched = np.flatnonzero(random.random(n) < s.search_share)
         rows = [np.flatnonzero(chosen) for chosen in (clicked, viewed, saved)]
-        a_list = np.concatenate([*(of[r] for r in rows), searched])
-        a_item = np.concatenate([*(item[r] for r in rows), np.full(len(searched), -1)])
-        a_kind = np.repeat(np.arange(4), [*(len(r) for r in rows), len(searched)])
+        further = self._further(lists.user[of], item, logit)
+        a_list = np.concatenate([*(of[r] for r in rows), searched, *(of[r] for r in further)])
+        a_item = np.concatenate([*(item[r] for r in rows), np.full(len(searched), -1), *(item[r] for r in further)])
+        a_kind = np.repeat(np.arange(len(self.world.kinds)), [len(r) for r in (*rows, searched, *further)])
         delay = blocks.Delay(s.delay_median_s, s.delay_p90_s).draw(random, len(a_list))
         return blocks.Block(
             first=self._lists,
@@ -310,6 +318,11 @@ class Simulator:
         return np.column_stack([chosen, self._random.integers(0, 2 * self.settings.disorder_ms + 1, len(chosen))]).astype(
             np.int64
         )
+
+
+def _chance(logit: F64) -> F64:
+    chance: F64 = 1 / (1 + np.exp(-logit))
+    return chance
 
 
 def regret(block: blocks.Block, scores: npt.ArrayLike) -> float:

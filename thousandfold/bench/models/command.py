@@ -12,12 +12,15 @@ from rich.console import Console
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import logs, protocol, quality, report
-from thousandfold.bench.models import plots, protocols, tables, zoo
+from thousandfold.bench.models import bars, plots, protocols, tables, zoo
 from thousandfold.bench.models import study as studies
-from thousandfold.data import obd, simulator
+from thousandfold.data import obd, simulator, worlds
 
 SIMULATED_ROWS = 300_000
-OWN = {"ml1m": ("ml1m", "ml1m_ids"), "simulate": ("seesaw", "seesaw"), "obd": ("obd", "obd")}
+WORLDS = {"simulate": worlds.SEESAW, "simulate7": worlds.SEESAW7}
+OWN = {
+    "ml1m": ("ml1m", "ml1m_ids"), "simulate": ("seesaw", "seesaw"), "simulate7": ("seesaw7", "seesaw7"), "obd": ("obd", "obd")
+}  # fmt: skip
 """Worked examples of the data sets: for protocol P, and for C and R."""
 Say = Callable[[str], None]
 
@@ -25,7 +28,7 @@ Say = Callable[[str], None]
 def open_log(
     config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print
 ) -> logs.Log:
-    """Like `quality.open_log`, with the simulated seesaw as "simulate" and the small Open Bandit Data as "obd".
+    """Like `quality.open_log`, with the simulated seesaws as "simulate" and "simulate7" and the small Open Bandit Data as "obd".
 
     Raises:
         LogError: the file cannot be measured.
@@ -33,11 +36,11 @@ def open_log(
     """
     if data == "obd":
         return quality.open_log(config, str(obd.load(say=say)), actions, limit, say)
-    if data != "simulate":
+    if data not in WORLDS:
         if data != "ml1m" and not pathlib.Path(data).is_file():
-            raise logs.LogError(f"--data {data}: no such file; give ml1m, simulate, obd or a Parquet file")
+            raise logs.LogError(f"--data {data}: no such file; give {', '.join(OWN)} or a Parquet file")
         return quality.open_log(config, data, actions, limit, say)
-    made, rows = simulator.Simulator(simulator.SEESAW), limit or SIMULATED_ROWS
+    made, rows = simulator.Simulator(WORLDS[data]), limit or SIMULATED_ROWS
     found, held = [], 0
     for block in made.events():
         found.append(block)
@@ -62,12 +65,18 @@ def configured(data: str, spec: pathlib.Path | None, name: str) -> configuration
 
 def study(
     config: configuration.Config, planned: protocols.Plan, entrants: list[zoo.Entrant], bench: zoo.Bench, resamples: int,
-    ablation: bool = False,
+    ablation: bool = False, references: bool = True,
 ) -> studies.Study:  # fmt: skip
-    """Run everybody and judge. The reference is each scenario's own network, or, of ablations, PEPNet as configured."""
+    """Run everybody and judge. The reference is each scenario's own network, or, of ablations, PEPNet as configured.
+
+    With several objectives, networks of one scenario and one objective are the second reference: the double seesaw. Without
+    `references`, models and baselines only.
+    """
     results = {entrant.name: bench.model(entrant) for entrant in entrants}
-    if not ablation:
+    if not ablation and references:
         results[zoo.ALONE] = bench.alone(zoo.Entrant(zoo.ALONE, zoo.single(config)))
+        if len(config.objectives) > 1:
+            results[zoo.SOLO] = bench.solo(zoo.Entrant(zoo.SOLO, zoo.single(config)))
     results.update(bench.baselines(config))
     return studies.make(config, planned, results, entrants[0].name if ablation else zoo.ALONE, resamples)
 
@@ -77,12 +86,13 @@ app = typer.Typer()
 
 @app.command()
 def models(
-    data: Annotated[str, typer.Option(help="ml1m, simulate, obd, or a Parquet file of shown rows")] = "ml1m",
+    data: Annotated[str, typer.Option(help="ml1m, simulate, simulate7, obd, or a Parquet file of shown rows")] = "ml1m",
     spec: Annotated[pathlib.Path | None, typer.Option(help="the configuration with the feature spec; data sets have one")] = None,
     actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
     protocol_names: Annotated[str, typer.Option("--protocol", help="of P (in order of time), C (cut in time), R (random)")] = "P",
     model_names: Annotated[str, typer.Option("--models", help="comma-separated names; all of the table without it")] = "",
     ablations: Annotated[bool, typer.Option("--ablations", help="PEPNet without its parts and in other sizes")] = False,
+    references: Annotated[bool, typer.Option(help="train networks of single scenarios and objectives to compare with")] = True,
     seeds: Annotated[int, typer.Option(min=1, max=20, help="runs of each random model")] = 3,
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
@@ -91,6 +101,9 @@ def models(
     choose_settings: Annotated[bool, typer.Option("--choose", help="choose rates for --models on the first 20 %")] = False,
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="folder for tables, plots, the page and finished passes")] = None,
+    bars_of: Annotated[
+        str, typer.Option("--bars", help="run nothing: all bars from reports DATA=FILE,..., those in none of them as not run")
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="take finished passes from --out, if settings and data are equal")
     ] = False,
@@ -98,6 +111,9 @@ def models(
     """Every model on one log, by scenario and objective, against each scenario's own network and the baselines."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
     command, made, rows = report.command_line(), list[studies.Study](), list[report.Row]()
+    if bars_of:
+        _collect(console, bars_of, report_file)
+        return
     names = [n.strip() for n in model_names.split(",") if n.strip()]
     wanted = [n.strip() for n in protocol_names.split(",")]
     chosen_lag, progress = quality.lag_of(lag), quality.Progress()
@@ -121,10 +137,11 @@ def models(
         cuts = protocols.ML1M_CUTS_MS if data == "ml1m" and limit is None else None
         planned = protocols.plan(name, inputs, config.quality.burn_in, epochs, cuts)
         bench = zoo.Bench(planned, range(seeds), None if out is None else out / "passes", resume, progress)
-        made.append(study(config, planned, entrants, bench, resamples, ablations))
+        made.append(study(config, planned, entrants, bench, resamples, ablations, references))
         rows += studies.rows_of(made[-1], data, limit is None, command)
     if choose_settings:
         return
+    rows += [] if ablations else bars.missing(data, rows)
     _show(console, made, rows)
     if report_file is not None:
         report.write(report_file, rows)
@@ -133,11 +150,23 @@ def models(
         console.print(f"written: {plots.write(out, f'Models on {data}', command, made, tables.verdicts(rows))}")
 
 
+def _collect(console: Console, pairs: str, report_file: pathlib.Path | None) -> None:
+    """The table of all bars, and their report."""
+    rows = bars.collected(bars.read(pair.strip() for pair in pairs.split(",")))
+    console.print(tables.terminal(tables.verdicts(rows)))
+    passed, missed = (sum(r.passed is verdict for r in rows) for verdict in (True, False))
+    console.print(f"{passed} pass, {missed} miss, {len(rows) - passed - missed} not run")
+    if report_file is not None:
+        report.write(report_file, rows)
+        report_file.with_suffix(".md").write_text(f"# Bars\n\n{tables.markdown(tables.verdicts(rows))}", encoding="utf-8")
+        console.print(f"written: {report_file} and {report_file.with_suffix('.md')}")
+
+
 def _show(console: Console, made: list[studies.Study], rows: list[report.Row]) -> None:
     for one in made:
         # Gates of a dozen ablations fill a screen; the page has them.
         gates = tables.gates(one) if one.reference == zoo.ALONE else None
-        grids = itertools.chain(tables.overall(one), filter(None, [tables.seesaw(one), gates]))
+        grids = itertools.chain(tables.overall(one), tables.seesaws(one), filter(None, [gates]))
         for grid in grids:
             console.print(tables.terminal(grid))
         for notice in one.notices:

@@ -52,7 +52,7 @@ def _png(figure: Any) -> bytes:
 
 def _shown(study: studies.Study) -> list[str]:
     """The models that are ahead, and those that stand in every plot."""
-    always = [name for name in (*zoo.BASELINES, zoo.ALONE) if name in study.results]
+    always = [name for name in (*zoo.BASELINES, zoo.ALONE, zoo.SOLO) if name in study.results]
     others = [name for name in study.results if name not in always]
     worth = {name: study.mean("auc", studies.Key(name, "", 0)) for name in others}
     ahead = sorted((n for n in others if np.isfinite(worth[n])), key=lambda n: -worth[n])[:LINES]
@@ -76,7 +76,7 @@ def over_time(study: studies.Study, objective: int = 0) -> bytes:
                 rows = rows[np.isfinite(inputs.label[rows, objective])]
                 enough = len(rows) >= LEAST_ROWS
                 points.append(figures.auc(inputs.label[rows, objective], score[rows]) if enough else np.nan)
-            dashed = "--" if name in {*zoo.BASELINES, zoo.ALONE} else "-"
+            dashed = "--" if name in {*zoo.BASELINES, zoo.ALONE, zoo.SOLO} else "-"
             axis.plot(100 * bounds[1:] / inputs.rows, points, dashed, label=name, linewidth=1.3)
         axis.set_title(scenario)
         axis.set_xlabel("% of the rows")
@@ -86,12 +86,12 @@ def over_time(study: studies.Study, objective: int = 0) -> bytes:
     return _png(figure)
 
 
-def seesaw(study: studies.Study) -> bytes:
-    """Differences to the reference as a map, models by scenarios and objectives."""
+def seesaw(study: studies.Study, reference: str) -> bytes:
+    """Differences to a reference as a map, models by scenarios and objectives."""
     plt = pyplot()
     cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
-    names = [name for name in study.results if name != study.reference]
-    found = [[study.differences.get(studies.Key(n, s, o)) for s, o in cells] for n in names]
+    names, differences = [name for name in study.results if name != reference], study.against[reference]
+    found = [[differences.get(studies.Key(n, s, o)) for s, o in cells] for n in names]
     values = np.array([[np.nan if d is None else d.value for d in line] for line in found], np.float64)
     size = np.nanmax(np.abs(values), initial=1e-4)
     figure, axis = plt.subplots(figsize=(2 + 1.3 * len(cells), 1.2 + 0.38 * len(names)))
@@ -103,7 +103,7 @@ def seesaw(study: studies.Study) -> bytes:
         d = line[j]
         if d is not None:
             axis.text(j, i, f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}", ha="center", va="center", fontsize=8)
-    axis.set_title(f"{study.label}: AUC over {study.reference}  (* p < .01)", fontsize=10)
+    axis.set_title(f"{study.label}: AUC over {reference}  (* p < .01)", fontsize=10)
     return _png(figure)
 
 
@@ -147,10 +147,10 @@ def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies
     for study in made:
         notices += [f"{study.label}: {n}" for n in study.notices]
         grids += tables.overall(study)
-        table = tables.seesaw(study)
-        if table is not None:
-            grids.append(table)
-            pictures[f"{study.label} seesaw"] = seesaw(study)
+        grids += tables.seesaws(study)
+        for reference in study.against:
+            what = "" if reference == study.reference else f" {reference}"
+            pictures[f"{study.label} seesaw{what}"] = seesaw(study, reference)
         gated = tables.gates(study)
         if gated is not None:
             grids.append(gated)

@@ -19,9 +19,11 @@ ML1M_TARGETS: dict[str, dict[str, float]] = {
     "R": {"auc": 0.813, "logloss": 0.518},
 }
 """What the best model must reach on the whole of MovieLens-1M; P-ids with labels at least a block (1,000 rows) late."""
+SIMULATED = ("simulate", "simulate7")
 SIMULATED_SMALL = ("middle", "small")
-"""Scenarios of the simulated seesaw that must gain from the others."""
+"""Scenarios of the simulated seesaws that must gain from the others."""
 SHARED_P = 0.01
+UPPER_END = "AUC, upper end of 95 %"
 PLAIN = ("pepnet", "shared_bottom")
 """The first may be below the second in no scenario by more than noise."""
 CAPTIONS = {
@@ -61,7 +63,15 @@ class Study(NamedTuple):
     differences: dict[Key, seesaw.Difference]
     plain: dict[str, seesaw.Difference]
     """By scenario, PEPNet less the shared bottom, first objective."""
+    solo: dict[Key, seesaw.Difference]
+    """To networks of one scenario and one objective, if they took part."""
     notices: list[str]
+
+    @property
+    def against(self) -> dict[str, dict[Key, seesaw.Difference]]:
+        """Differences by reference, where there are any."""
+        both = {self.reference: self.differences, zoo.SOLO: self.solo}
+        return {name: found for name, found in both.items() if found}
 
     @property
     def codes(self) -> list[int]:
@@ -80,7 +90,7 @@ class Study(NamedTuple):
     @property
     def best(self) -> str | None:
         """The model of the table with the highest AUC for the first objective; floors and references do not count."""
-        out = (*zoo.BASELINES, *zoo.FLOORS, zoo.ALONE)
+        out = (*zoo.BASELINES, *zoo.FLOORS, zoo.ALONE, zoo.SOLO)
         worth = {name: self.mean("auc", Key(name, "", 0)) for name in self.results if name not in out}
         worth = {name: value for name, value in worth.items() if np.isfinite(value)}
         return max(worth, key=lambda name: worth[name]) if worth else None
@@ -101,7 +111,7 @@ def make(
     cells = list(_cells(config, planned))
     study = Study(
         label_of(config, planned), config, planned, own, reference, list(dict.fromkeys(c.scenario for c in cells if c.scenario)),
-        {}, {}, {}, notices,
+        {}, {}, {}, {}, notices,
     )  # fmt: skip
     user = np.unique(planned.inputs.user, return_inverse=True)[1].astype(np.int32)
     user = np.repeat(user, np.diff(planned.inputs.start))
@@ -142,11 +152,11 @@ def _judge(study: Study, cell: Cell, user: npt.NDArray[np.int32], weight: npt.ND
     pair = set(PLAIN) <= set(scores) and cell.objective == 0
     needed = set(scores) if study.reference in scores else set(PLAIN) if pair else set()
     areas = {name: seesaw.area(label, runs, user[rows], weight) for name, runs in scores.items() if name in needed}
-    if study.reference in areas:
-        for name, own in areas.items():
-            if name != study.reference:
-                found = seesaw.difference(own, areas[study.reference])
-                study.differences[Key(name, cell.scenario, cell.objective)] = found
+    for reference, found in ((study.reference, study.differences), (zoo.SOLO, study.solo)):
+        if reference in areas:
+            for name, own in areas.items():
+                if name != reference:
+                    found[Key(name, cell.scenario, cell.objective)] = seesaw.difference(own, areas[reference])
     if pair and cell.scenario:
         study.plain[cell.scenario] = seesaw.difference(areas[PLAIN[0]], areas[PLAIN[1]])
 
@@ -166,10 +176,11 @@ def rows_of(study: Study, data: str, whole: bool, command: str) -> list[report.R
         rows.append(
             report.row(f"{head}/memory/{name}", r.memory_mb, "MB of parameters and optimiser", better="lower", command=command)
         )
-    for key, d in study.differences.items():
-        line = report.row(f"{study.label}/over_{study.reference}/{_suffix(study, key)}", d.value, "AUC", command=command)
-        other = study.mean("auc", key._replace(name=study.reference))
-        rows.append(msgspec.structs.replace(line, stderr=d.stderr, peer=f"{study.reference} = {other:.6g}, p = {d.p:.2g}"))
+    for reference, differences in study.against.items():
+        for key, d in differences.items():
+            line = report.row(f"{study.label}/over_{reference}/{_suffix(study, key)}", d.value, "AUC", command=command)
+            other = study.mean("auc", key._replace(name=reference))
+            rows.append(msgspec.structs.replace(line, stderr=d.stderr, peer=f"{reference} = {other:.6g}, p = {d.p:.2g}"))
     rows.append(report.row(f"{study.label}/notices", len(study.notices), "cells or models", better="lower", command=command))
     if study.reference == zoo.ALONE:
         rows += _verdicts(study, data, whole, command)
@@ -194,7 +205,7 @@ def _verdicts(study: Study, data: str, whole: bool, command: str) -> Iterator[re
         line = report.row(name, values, quality.UNITS[figure], better=better, target=targets.get(figure), command=command)
         yield msgspec.structs.replace(line, peer=best)
     # The other two are for known truth and for correctness on few clicks, where nobody must win.
-    beaten = study.scenarios if data not in {"simulate", "obd"} else []
+    beaten = study.scenarios if data not in {*SIMULATED, "obd"} else []
     for scenario, (o, objective) in itertools.product(beaten, enumerate(study.objectives)):
         rivals = {name: study.mean("auc", Key(name, scenario, o)) for name in zoo.BASELINES if name in study.results}
         if not rivals or not all(np.isfinite(v) for v in rivals.values()):
@@ -205,12 +216,12 @@ def _verdicts(study: Study, data: str, whole: bool, command: str) -> Iterator[re
         yield report.row(name, values, "AUC", peer=(rival, rivals[rival]), command=command)
     for scenario, d in study.plain.items():
         yield _not_below(f"{study.label}/{PLAIN[0]}_over_{PLAIN[1]}/{scenario}", d, command)
-    if data == "simulate" and whole:
+    if data in SIMULATED and whole:
         yield from _known_truth(study, command)
 
 
 def _not_below(name: str, d: seesaw.Difference, command: str) -> report.Row:
-    line = report.row(name, d.high, "AUC, upper end of 95 %", target=0.0, command=command)
+    line = report.row(name, d.high, UPPER_END, target=0.0, command=command)
     return msgspec.structs.replace(line, stderr=d.stderr, peer=f"difference {d.value:+.4f}, p = {d.p:.2g}")
 
 
@@ -225,3 +236,6 @@ def _known_truth(study: Study, command: str) -> Iterator[report.Row]:
             p = d.p if d.value > 0 else 1.0
             line = report.row(f"{study.label}/shared_effect/{suffix}", p, "p", better="lower", target=SHARED_P, command=command)
             yield msgspec.structs.replace(line, peer=f"{name} over alone {d.value:+.4f}")
+    for (name, scenario, o), d in study.solo.items():
+        if name == study.config.model.name and scenario:
+            yield _not_below(f"{study.label}/double_seesaw/{scenario}/{study.objectives[o]}", d, command)

@@ -9,10 +9,14 @@ import numpy.typing as npt
 from rich import table as rich_table
 
 from thousandfold.bench import report
+from thousandfold.bench.models import bars, seesaw, zoo
 from thousandfold.bench.models import study as studies
-from thousandfold.bench.models import zoo
 
 FEW = 6
+REFERENCES = {
+    zoo.ALONE: "each scenario's network on its own rows",
+    zoo.SOLO: "a network of each scenario and objective on its own rows and labels",
+}
 
 
 class Grid(NamedTuple):
@@ -51,20 +55,25 @@ def scenarios(study: studies.Study) -> Iterator[Grid]:
             yield Grid(f"{study.label}, {objective} in {s}: {count:,} rows", heads, rows)
 
 
-def seesaw(study: studies.Study) -> Grid | None:
-    """Every entrant against the reference, in AUC, by scenario and objective; starred where p is below .01."""
-    if not study.differences:
-        return None
+def seesaws(study: studies.Study) -> Iterator[Grid]:
+    """Every entrant against each reference, in AUC, by scenario and objective; starred where p is below .01."""
     several = len(study.objectives) > 1
     cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
-    heads = ["model", *(f"{s} {study.objectives[o]}" if several else s for s, o in cells)]
-    rows = []
-    for name in study.results:
-        if name != study.reference:
-            found = [study.differences.get(studies.Key(name, s, o)) for s, o in cells]
-            rows.append([name, *("–" if d is None else f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}" for d in found)])
-    what = "each scenario's network on its own rows" if study.reference == zoo.ALONE else study.reference
-    return Grid(f"{study.label}: AUC over {what} (* p < .01, bootstrap of users)", heads, rows)
+    heads = ["model", *(f"{s} {study.objectives[o]}" if several else s for s, o in cells), "better", "worse"]
+    for reference, differences in study.against.items():
+        rows = []
+        for name in study.results:
+            if name != reference:
+                found = [differences.get(studies.Key(name, s, o)) for s, o in cells]
+                clear = [d.value for d in found if d is not None and d.p < studies.SHARED_P]
+                counts = [str(sum(v > 0 for v in clear)), str(sum(v < 0 for v in clear))]
+                rows.append([name, *("–" if d is None else _starred(d) for d in found), *counts])
+        what = REFERENCES.get(reference, reference)
+        yield Grid(f"{study.label}: AUC over {what} (* p < .01, bootstrap of users; cells so much better and worse)", heads, rows)
+
+
+def _starred(d: seesaw.Difference) -> str:
+    return f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}"
 
 
 def gates(study: studies.Study) -> Grid | None:
@@ -85,12 +94,13 @@ def _gate(values: npt.NDArray[np.float32]) -> str:
 
 
 def verdicts(rows: list[report.Row]) -> Grid:
-    """What has a target or a peer, and whether it is met."""
+    """What has a target or a peer, and whether it is met, or not run."""
     shown = []
     for r in rows:
-        if r.passed is not None:
-            target = "" if r.target is None else f"{r.target:g}"
-            shown.append([r.id, number(r.value), target, r.peer or "", "pass" if r.passed else "miss"])
+        untried = (r.peer or "").startswith(bars.NOT_RUN)
+        if r.passed is not None or untried:
+            target, verdict = "" if r.target is None else f"{r.target:g}", "pass" if r.passed else "miss"
+            shown.append([r.id, number(r.value), target, r.peer or "", bars.NOT_RUN if untried else verdict])
     return Grid("targets", ["figure", "value", "target", "against", ""], shown)
 
 

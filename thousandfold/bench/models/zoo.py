@@ -18,7 +18,7 @@ from thousandfold.bench import baselines, logs, protocol, quality
 from thousandfold.bench.models import gates, protocols
 
 F32 = npt.NDArray[np.float32]
-ALONE, GATE = "alone", "gate "
+ALONE, SOLO, GATE = "alone", "solo", "gate "
 BASELINES = ("fm32", "bias")
 FLOORS = ("fm", "lr")
 """Models of the table that are there to be beaten: never the best."""
@@ -106,7 +106,11 @@ class Bench:
 
     def alone(self, entrant: Entrant) -> Result:
         """The network trained on each scenario's rows only, its blocks as long in time as the others'; nothing is shared."""
-        return self._seeds(entrant, self._scenarios)
+        return self._seeds(entrant, lambda config, name: self._scenarios(config, name, self.plan))
+
+    def solo(self, entrant: Entrant) -> Result:
+        """The network trained on each scenario's rows and one objective's labels only: objectives share nothing either."""
+        return self._seeds(entrant, self._objectives)
 
     def _seeds(self, entrant: Entrant, one: Callable[[configuration.Config, str], Result]) -> Result:
         found = []
@@ -149,18 +153,28 @@ class Bench:
         memory = sum(a.nbytes for a in arrays.values()) / 1e6
         return Result([prediction], seconds, int(numbers), memory, gates.values(trainer, planned.inputs))
 
-    def _scenarios(self, config: configuration.Config, name: str) -> Result:
-        whole = self.plan.inputs
+    def _objectives(self, config: configuration.Config, name: str) -> Result:
+        d = self.plan.inputs
+        results = []
+        for o, objective in enumerate(config.objectives):
+            own = msgspec.structs.replace(config, objectives=(objective,))
+            planned = self.plan._replace(inputs=d._replace(label=np.ascontiguousarray(d.label[:, o : o + 1])))
+            results.append(self._scenarios(own, f"{name}, {objective.name}", planned))
+        return _together(np.concatenate([r.predictions[0] for r in results], 1), results)
+
+    def _scenarios(self, config: configuration.Config, name: str, of: protocols.Plan) -> Result:
+        whole = of.inputs
         out = np.full_like(whole.label, np.nan)
         results = []
         for scenario in np.unique(whole.scenario).tolist():
-            planned, rows = protocols.of_scenario(self.plan, scenario)
+            planned, rows = protocols.of_scenario(of, scenario)
+            if np.isnan(planned.inputs.label).all():
+                continue
             block = max(1, round(config.quality.block_rows * rows.mean()))
             own = quality.override(config, "quality.block_rows", block)
             results.append(self._pass(own, f"{name}, {whole.scenarios[scenario]}", planned))
             out[rows] = results[-1].predictions[0]
-        seconds, memory = sum(r.seconds for r in results), sum(r.memory_mb for r in results)
-        return Result([out], seconds, sum(r.parameters for r in results), memory, {})
+        return _together(out, results)
 
     def baselines(self, config: configuration.Config) -> Iterator[tuple[str, Result]]:
         """The factorisation machine at batch 32, as late as the models, and the bias per event; one pass in every protocol."""
@@ -189,6 +203,12 @@ class Bench:
         planned, rows = protocols.of_lists(self.plan, np.isfinite(d.label[d.start[:-1], objective]))
         out[rows] = model(protocol.frozen(planned.inputs, planned.until))
         return out
+
+
+def _together(prediction: F32, results: Sequence[Result]) -> Result:
+    """Several networks as one entrant."""
+    seconds, memory = sum(r.seconds for r in results), sum(r.memory_mb for r in results)
+    return Result([prediction], seconds, sum(r.parameters for r in results), memory, {})
 
 
 def _digest(planned: protocols.Plan) -> bytes:
