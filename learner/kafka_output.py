@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from learner.loop import DeadLetter
+from learner.loop import DeadLetter, Note
 from state import dead_letters, kafka_settings, snapshots
 from state.config import Config
 from state.snapshots import Manifest
@@ -52,8 +52,8 @@ class KafkaOutput:
             self._raise_if_fatal(error)
             raise
 
-    def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
-        """Write a plan record with the dead letters of its fetch, all or nothing; durable when this returns.
+    def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
+        """Write a plan record with the dead letters of its fetch and notes for `control`, all or nothing; then it is durable.
 
         Raises:
             Fenced: another learner took over.
@@ -62,6 +62,7 @@ class KafkaOutput:
         records: list[Record] = [(self._topics.plan, None, record, {})]
         for message, letter in letters:
             records.append((self._topics.dead_letters, message.key, message.value, {**dict(dead_letters.headers(letter))}))
+        records += [(self._topics.control, key, value, {}) for key, value in notes]
         self._transact(records)
 
     def announce(self, manifest: Manifest) -> None:

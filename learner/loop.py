@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from learner import baseline, drift, episodes, publishing, reports, seen
+from learner import baseline, drift, episodes, evidence, policy, publishing, reports, seen
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
-from models import losses
+from models import losses, modes
 from state import config, control, dead_letters, plan, snapshots, spec
 from state.snapshots import Manifest
 
@@ -43,10 +43,14 @@ class DeadLetter(NamedTuple):
     letter: dead_letters.Letter
 
 
-class Log(Protocol):
-    """Where plan records and dead letters go."""
+Note = tuple[bytes, bytes]
+"""Key and value of a record for `control`."""
 
-    def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
+
+class Log(Protocol):
+    """Where plan records, dead letters and decisions go."""
+
+    def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
         """Write all or nothing; durable when it returns."""
 
 
@@ -101,6 +105,7 @@ class Loop:
         compared = learner.baseline == "river" and bool(self._binary)
         self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
         self._drift = drift.Drift()
+        self.policy = policy.Policy(settings.meta)
         self.offsets: dict[tuple[str, int], int] = {}
         self.step = self.sequence = self.trained_rows = 0
         self._unreported: list[plan.Skip] = []
@@ -125,7 +130,7 @@ class Loop:
                     f"snapshot.directory: {manifest.directory} holds snapshots of another {what} ({found}; the configuration's "
                     f"is {own}); name another folder, or go back to the configuration that made them"
                 )
-        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"": {}, "seen": {}, "figures": {}, "baseline": {}}
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"": {}, "seen": {}, "figures": {}, "baseline": {}, "policy": {}}
         for name, array in arrays.items():
             group, slash, rest = name.rpartition("/")
             groups[group if slash else ""][rest] = array
@@ -134,6 +139,9 @@ class Loop:
         self.figures.load(groups["figures"])
         if self.baseline is not None and groups["baseline"]:
             self.baseline.load(groups["baseline"])
+        if groups["policy"]:
+            self.policy.load(groups["policy"])
+            self._keep_automatic()
         self.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
         self.step, self.sequence, self.trained_rows = manifest.step, manifest.sequence, manifest.trained_rows
         self._unreported = list(manifest.skipped)
@@ -184,7 +192,7 @@ class Loop:
         """The whole state by part of a snapshot, as views."""
         model = self.trainer.arrays()
         serving = {name: model.pop(name) for name in self.trainer.serving_names}
-        groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays()}
+        groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays(), "policy": self.policy.arrays()}
         if self.baseline is not None:
             groups["baseline"] = self.baseline.arrays()
         training = model | {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
@@ -199,10 +207,16 @@ class Loop:
         kept = episodes.keep(lists, fresh)
         steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step))
         self._spent("decode")
-        self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters, switches)
+        decided = self.policy.differing(self.trainer.modes.granted)
+        self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters, switches, decided)
+        for key, state in decided:
+            self.trainer.modes.grant(key, state.on)
+            log.info("auto: %s is %s from step %d on", state.name, "adapted" if state.on else "not adapted", self.step + 1)
         for switch in switches:
             self.trainer.set_meta(None if switch.scenario == control.EVERY else switch.scenario, switch.mode)
             log.info("meta-learning of %s is %s from step %d on", switch.scenario, switch.mode, self.step + 1)
+        if switches:
+            self._keep_automatic()
         self._spent("plan")
         scores = np.full((len(VARIANTS), kept.rows, self.trainer.model.objectives), np.nan, np.float32)
         for minibatch in steps:
@@ -215,6 +229,8 @@ class Loop:
         for message in messages:
             try:
                 if message.topic == self._settings.topics.control:
+                    if control.is_decision(message.key):
+                        continue
                     switches.append(control.decode(message.value))
                 else:
                     decoded.append(episodes.decode(message.value, self._layout))
@@ -247,16 +263,21 @@ class Loop:
 
     def _plan(
         self, ranges: tuple[plan.Range, ...], skipped: Sequence[plan.Skip], steps: int, rows: int, letters: Sequence[DeadLetter],
-        switches: Sequence[control.Switch] = (),
+        switches: Sequence[control.Switch] = (), decided: Sequence[tuple[int, policy.Scenario]] = (),
     ) -> None:  # fmt: skip
-        learner = self._settings.learner
+        learner, now_ms = self._settings.learner, self._clock.wall_ms()
         record = plan.Record(
             sequence=self.sequence, incarnation=self._origin.incarnation, first_step=self.step + 1, last_step=self.step + steps,
-            wall_ms=self._clock.wall_ms(), ranges=ranges, skipped=(*self._unreported, *skipped), rows=rows,
+            wall_ms=now_ms, ranges=ranges, skipped=(*self._unreported, *skipped), rows=rows,
             seed=learner.seed, threads=learner.threads, code=self._origin.code, spec=self._layout.spec,
             switches=tuple((switch.scenario, switch.mode) for switch in switches),
+            decisions=tuple((state.name, key, state.on) for key, state in decided),
         )  # fmt: skip
-        self._log.write(plan.encode(record), letters)
+        notes = [
+            control.Decision(scenario=s.name, on=s.on, first_step=self.step + 1, sequence=self.sequence, wall_ms=now_ms)
+            for _, s in decided
+        ]
+        self._log.write(plan.encode(record), letters, [control.encode_decision(note) for note in notes])
         self.sequence += 1
         self._unreported = []
 
@@ -283,9 +304,24 @@ class Loop:
             scores[VARIANTS.index("river")][:, outputs] = found
             self._spent("baseline")
         losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
+        self._judge(lists, scores)
         names = map(self.figures.name_of, c["scenario"].tolist())
         self.counts.drift.update(self._drift.update(names, losses.tolist()))
         self._spent("measure")
+
+    def _judge(self, lists: episodes.Lists, scores: npt.NDArray[np.float32]) -> None:
+        """Tell the policy what adaptation gained in scenarios that are `auto`; it is obeyed from the next fetch on."""
+        judged = self.trainer.modes.automatic(lists.columns["scenario"])
+        if not judged.any():
+            return
+        c = episodes.keep(lists, judged).columns
+        binary, outputs = list(self._binary), list(self._binary.values())
+        adapted, unadapted = (scores[v][np.repeat(judged, lists.columns["n_items"])][:, outputs] for v in range(2))
+        gain = evidence.gains(c["n_items"], c["label"][:, binary], c["weight"][:, binary], adapted, unadapted)
+        self.policy.update(c["scenario"], gain, lists.scenarios)
+
+    def _keep_automatic(self) -> None:
+        self.policy.keep(lambda scenario: self.trainer.modes.asked(scenario) == modes.AUTO)
 
     def _spent(self, stage: str) -> None:
         now_s = self._clock.monotonic_s()
@@ -304,6 +340,7 @@ class Loop:
             lag=self._source.lag(),
             embedding_rows=self.trainer.table.map.admitted,
             meta=self.trainer.modes,
+            auto=self.policy.judged(),
         )
         self._reporter.took(now_s, self._clock.monotonic_s())
         self._spent("report")

@@ -54,6 +54,7 @@ class ReportCollector(Collector):
         for scenario, mode in report.meta.items():
             meta.add_metric((scenario, mode), 1)
         yield meta
+        yield from _auto(report)
 
 
 def _qualities(report: Report) -> Iterable[Metric]:
@@ -73,6 +74,20 @@ def _qualities(report: Report) -> Iterable[Metric]:
             error.add_metric((g.scenario, g.objective), g.stderr)
     yield gain
     yield error
+
+
+def _auto(report: Report) -> Iterable[Metric]:
+    label = ("scenario",)
+    on = GaugeMetricFamily(PREFIX + "meta_auto", "1: a scenario that is auto is adapted now", labels=label)
+    found = GaugeMetricFamily(PREFIX + "meta_auto_evidence", "log10 of the e-value of a gain", labels=label)
+    wanted = GaugeMetricFamily(PREFIX + "meta_auto_evidence_wanted", "where it turns on, or stays on", labels=label)
+    changes = CounterMetricFamily(PREFIX + "meta_auto_changes", "Times that a scenario was turned on or off", labels=label)
+    for scenario, judged in report.auto.items():
+        on.add_metric((scenario,), float(judged.on))
+        found.add_metric((scenario,), judged.evidence)
+        wanted.add_metric((scenario,), judged.wanted)
+        changes.add_metric((scenario,), judged.changes)
+    yield from (on, found, wanted, changes)
 
 
 def _counters(report: Report) -> Iterable[Metric]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from learner import publishing
 from learner.episodes import Message
-from learner.loop import DeadLetter, Loop, layout_of
+from learner.loop import DeadLetter, Loop, Note, layout_of
 from state import columns, config, ids, plan
 from state.disk_snapshots import Parts
 from state.snapshots import Manifest
@@ -40,11 +40,13 @@ class MemoryLog:
     def __init__(self) -> None:
         self.records: list[plan.Record] = []
         self.letters: list[DeadLetter] = []
+        self.notes: list[Note] = []
 
-    def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
+    def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
         """Keep them."""
         self.records.append(plan.decode(record))
         self.letters += letters
+        self.notes += notes
 
 
 class MemoryWriter:

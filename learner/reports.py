@@ -5,6 +5,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from learner.policy import Judged
 from learner.prequential import Gain, Prequential, Quality
 from models import modes
 from state import control, ids
@@ -43,13 +44,15 @@ class Report:
     embedding_rows: int = 0
     meta: dict[str, modes.Mode] = dataclasses.field(default_factory=dict)
     """Where towers are adapted, as `in_force`."""
+    auto: dict[str, Judged] = dataclasses.field(default_factory=dict)
+    """What the policy makes of the scenarios that are `auto`."""
 
 
 def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mode]:
     """The mode of each of `scenarios`, of `*` (all that have none of their own), and of every other that has one, by its hash."""
     names = {ids.of(name): name for name in scenarios}
     names |= {scenario: str(scenario) for scenario in found.own if scenario not in names}
-    own = {name: modes.NAMES[found.code(scenario)] for scenario, name in names.items()}
+    own = {name: modes.NAMES[found.asked(scenario)] for scenario, name in names.items()}
     return {control.EVERY: modes.NAMES[found.default]} | own
 
 
@@ -71,7 +74,7 @@ class Reporter:
 
     def report(
         self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
-        lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes,
+        lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes, auto: dict[str, Judged],
     ) -> Report:  # fmt: skip
         """The report of now; the figures are computed again only if rows came in since the last one."""
         total = self._figures.total
@@ -88,7 +91,7 @@ class Reporter:
         rows = self._figures.rows_by_scenario()
         return Report(
             self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows),
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto,
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

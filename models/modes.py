@@ -8,13 +8,16 @@ import numpy.typing as npt
 
 from state import config, ids
 
-Mode = Literal["off", "on", "fine_tune_only"]
+Mode = Literal["off", "on", "fine_tune_only", "auto"]
 NAMES: tuple[Mode, ...] = get_args(Mode)
-OFF, ON, FINE_TUNE_ONLY = range(3)
+OFF, ON, FINE_TUNE_ONLY, AUTO = range(4)
 
 
 class Modes:
     """Codes (indices of NAMES) by scenario hash; part of the snapshot, as they shape what is learned.
+
+    A scenario that is `auto` is on where it was granted (`learner.policy` decides), and otherwise off: the learner then scores it
+    adapted all the same, or nobody would know what adaptation is worth, and learns as if it were off; serving does not adapt.
 
     A snapshot's modes hold as long as the configuration says what it said when they were switched; a changed configuration wins.
     """
@@ -22,6 +25,7 @@ class Modes:
     def __init__(self, settings: config.MetaLearning) -> None:
         self.default = NAMES.index(settings.mode)
         self.own = {ids.of(name): NAMES.index(mode) for name, mode in settings.scenarios.items()}
+        self.granted: set[int] = set()
         self._configured = ids.of(repr((settings.mode, sorted(settings.scenarios.items()))))
 
     def set(self, scenario: str | int | None, mode: Mode) -> None:
@@ -36,16 +40,38 @@ class Modes:
             self.default = NAMES.index(mode)
         else:
             self.own[ids.of(scenario) if isinstance(scenario, str) else int(scenario)] = NAMES.index(mode)
+        self.granted = {found for found in self.granted if self.asked(found) == AUTO}
 
-    def code(self, scenario: int) -> int:
-        """The code for a scenario hash."""
+    def grant(self, scenario: int, on: bool) -> None:
+        """Let a scenario that is `auto` be adapted from now on, or no more; nothing happens where another mode was asked for."""
+        self.granted.discard(scenario)
+        if on and self.asked(scenario) == AUTO:
+            self.granted.add(scenario)
+
+    def asked(self, scenario: int) -> int:
+        """The code that was asked for, AUTO included."""
         return self.own.get(scenario, self.default)
 
+    def code(self, scenario: int) -> int:
+        """What serving does with a scenario: OFF, ON or FINE_TUNE_ONLY."""
+        found = self.asked(scenario)
+        return found if found != AUTO else ON if scenario in self.granted else OFF
+
     def codes(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """The codes (L,) for scenario hashes (L,)."""
-        if not self.own:
+        """What the learner does with scenario hashes (L,), each OFF, ON or FINE_TUNE_ONLY."""
+        if not self.own and self.default != AUTO:
             return np.full(len(scenarios), self.default, np.int64)
-        return np.array([self.own.get(s, self.default) for s in scenarios.tolist()], np.int64)
+        return np.array([self._trained(s) for s in scenarios.tolist()], np.int64)
+
+    def automatic(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which of the scenario hashes (L,) are `auto`."""
+        if self.default != AUTO and AUTO not in self.own.values():
+            return np.zeros(len(scenarios), np.bool_)
+        return np.array([self.asked(s) == AUTO for s in scenarios.tolist()], np.bool_)
+
+    def _trained(self, scenario: int) -> int:
+        found = self.asked(scenario)
+        return found if found != AUTO else ON if scenario in self.granted else FINE_TUNE_ONLY
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state, for a snapshot."""
@@ -54,11 +80,16 @@ class Modes:
             "meta.default": np.array([self.default], np.int64),
             "meta.scenarios": np.array(list(self.own), np.uint64),
             "meta.modes": np.array(list(self.own.values()), np.int64),
+            "meta.granted": np.array(sorted(self.granted), np.uint64),
         }
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take over a state that `arrays` returned, unless the configured modes have changed since."""
+        """Take over a state that `arrays` returned, unless the configured modes have changed since.
+
+        A snapshot from before there was `auto` has granted nothing.
+        """
         if int(arrays["meta.configured"][0]) != self._configured:
             return
         self.default = int(arrays["meta.default"][0])
         self.own = dict(zip(arrays["meta.scenarios"].tolist(), arrays["meta.modes"].tolist(), strict=True))
+        self.granted = set(arrays["meta.granted"].tolist()) if "meta.granted" in arrays else set()

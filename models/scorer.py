@@ -1,13 +1,26 @@
 """Inference from a snapshot's arrays: immutable, free of side effects, safe to share between threads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, embedding, kernels, losses, modes, moments, own_gains, registry, scenario_slots, supports, towers
+from models import (
+    adaptation,
+    base,
+    embedding,
+    kernels,
+    losses,
+    modes,
+    moments,
+    own_gains,
+    registry,
+    scenario_slots,
+    supports,
+    towers,
+)
 from models.meta import adapters
 from models.meta import registry as meta
 from state import config
@@ -19,12 +32,25 @@ F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
+MERGED_SUPPORT = 1024
+"""Support rows of one pass; the products of their hidden inputs take the square of it in memory."""
+
+
 class Scored(NamedTuple):
     """Predictions (n, outputs) of the plain and of the adapted tower, and how many support rows were adapted on."""
 
     plain: F32
     adapted: F32
     adapted_on: int
+
+
+class Task(NamedTuple):
+    """One task's part of a merged call: candidates ids (n, F) and raw numbers (n, D) in one scenario, and the task's support."""
+
+    ids: U64
+    x: F32
+    scenario: int
+    support: base.Support | None
 
 
 class Scorer:
@@ -80,25 +106,51 @@ class Scorer:
 
         Adaptation is left out where the scenario's mode is off or the support has fewer than `meta.min_support` rows.
         """
-        limits, used = self.settings.meta, 0
-        if not len(ids):
+        [scored] = self.merged([Task(ids, x, scenario, support)])
+        return scored
+
+    def merged(self, tasks: Sequence[Task]) -> list[Scored]:
+        """Score several tasks, of one request or of several, in one pass; each gets what `score` gives it alone.
+
+        The inner gradient of a task is divided by the number of its own support rows, never by that of all (T8, `num`). The trunk
+        and the plain tower run once over the rows of all tasks, so their products are cut into other blocks than alone: a
+        prediction may differ by rounding, at most 1e-6 (`tests/models/test_merged.py`).
+        """
+        used = [self._used(task) for task in tasks]
+        if len(tasks) > 1 and sum(used) > MERGED_SUPPORT:
+            half = len(tasks) // 2
+            return self.merged(tasks[:half]) + self.merged(tasks[half:])
+        own = [task.support for task, n in zip(tasks, used, strict=True) if n and task.support is not None]
+        kept = [n for n in used if n]
+        n_items = np.array([len(task.ids) for task in tasks], np.int64)
+        rows = int(n_items.sum())
+        if not rows:
             nothing = np.zeros((0, self._geometry.objectives), np.float32)
-            return Scored(nothing, nothing, 0)
-        if support is not None and len(support.ids) >= limits.min_support and self.modes.code(scenario) != modes.OFF:
-            used = min(len(support.ids), limits.support_rows)
-        inputs = np.empty((len(ids) + used, self._geometry.row), np.float32)
-        self._gather(ids, x, inputs[: len(ids)])
-        label = np.zeros((0, len(self.settings.objectives)), np.float32)
-        weight = np.zeros(0, np.float32)
-        if used and support is not None:
-            self._gather(support.ids[-used:], support.x[-used:], inputs[len(ids) :])
-            label = np.array(support.label[-used:], np.float32)
-            weight = supports.row_weights(limits, used, support.ts[-used:])
-        known = self._inputs(inputs, ids if support is None or not used else np.concatenate([ids, support.ids[-used:]]))
+            return [Scored(nothing, nothing, 0)] * len(tasks)
+        ids = _joined([*(task.ids for task in tasks), *(s.ids[-n:] for s, n in zip(own, kept, strict=True))])
+        x = _joined([*(task.x for task in tasks), *(s.x[-n:] for s, n in zip(own, kept, strict=True))])
+        inputs = np.empty((len(ids), self._geometry.row), np.float32)
+        self._gather(ids, x, inputs)
+        known, objectives = self._inputs(inputs, ids), len(self.settings.objectives)
+        label = np.zeros((0, objectives), np.float32)
+        if own:
+            label = np.array(_joined([s.label[-n:] for s, n in zip(own, kept, strict=True)]), np.float32)
+        taken = np.array(used, np.int64)
         if self._native is not None:
-            return Scored(*self._natively(self._native, known.x.numpy(), label), used)
-        plain, adapted = self._by_torch(known, label, weight)
-        return Scored(plain, adapted, used)
+            plain, adapted = self._natively(self._native, known.x.numpy(), label, n_items, taken)
+        else:
+            weights = [supports.row_weights(self.settings.meta, n, s.ts[-n:]) for s, n in zip(own, kept, strict=True)]
+            plain, adapted = self._by_torch(known, label, weights, n_items, taken)
+        ends = np.cumsum(n_items).tolist()
+        cut = zip(n_items.tolist(), ends, used, strict=True)
+        return [Scored(plain[end - n : end], adapted[end - n : end], k if n else 0) for n, end, k in cut]
+
+    def _used(self, task: Task) -> int:
+        """How many support rows a task is adapted on."""
+        limits, support = self.settings.meta, task.support
+        if support is None or not len(task.ids) or self.modes.code(task.scenario) == modes.OFF:
+            return 0
+        return min(len(support.ids), limits.support_rows) if len(support.ids) >= limits.min_support else 0
 
     def observed(self, scenario: int) -> tuple[int, F64]:
         """A scenario's slot, 0 for none, and the moments (KEPT, D) of its numbers as trained (`models.moments.observe`)."""
@@ -121,14 +173,11 @@ class Scorer:
             numbers = self._own.apply(numbers, self._slots_of(ids))
         embedding.gather(self._table, rows, columns, numbers, self._mean, self._scale, out)
 
-    def _natively(self, network: base.NativeTrunk, inputs: F32, label: F32) -> tuple[F32, F32]:
-        """Probabilities of the rows before the last `len(label)`, which are the support."""
-        used = len(label)
-        unknown = np.zeros((len(inputs) - used, self._geometry.objectives), np.float32)
-        lists = towers.Lists(
-            unknown, unknown, np.array([len(unknown)]), np.array([modes.FINE_TUNE_ONLY]), np.array([used]),
-            np.arange(used, dtype=np.int32).reshape(1, used), label,
-        )  # fmt: skip
+    def _natively(self, network: base.NativeTrunk, inputs: F32, label: F32, n_items: I64, taken: I64) -> tuple[F32, F32]:
+        """Probabilities of the rows before the last `len(label)`, which are the support rows of one task after the other."""
+        unknown = np.zeros((len(inputs) - len(label), self._geometry.objectives), np.float32)
+        codes = np.full(len(n_items), modes.FINE_TUNE_ONLY)
+        lists = towers.Lists(unknown, unknown, n_items, codes, taken, _places(taken), label)
         done = network.run(inputs, lists, None)
         return done.unadapted, done.adapted
 
@@ -140,8 +189,8 @@ class Scorer:
         own = own_gains.apply(gathered, slot, self._gains, self._geometry.width)
         return base.Inputs(*(torch.from_numpy(part) for part in (own, slot, self._slots.earned(slot))))
 
-    def _by_torch(self, inputs: base.Inputs, label: F32, weight: F32) -> tuple[F32, F32]:
-        """The same through the model's own trunk and tower, the support rows weighted."""
+    def _by_torch(self, inputs: base.Inputs, label: F32, weights: Sequence[F32], n_items: I64, taken: I64) -> tuple[F32, F32]:
+        """The same through the model's own trunk and tower, the support rows of every adapted task weighted."""
         rows = len(inputs.x) - len(label)
         with torch.inference_mode():
             known = self.model.trunk(self._parameters, inputs)
@@ -149,8 +198,29 @@ class Scorer:
             plain = losses.predictions(self._plan, self.model.tower(self._fast, query)).numpy()
             if not len(label):
                 return plain, plain
-            own = base.MetaInput(*(part[rows:].unsqueeze(0) for part in known))
-            tasks = adapters.Tasks(own, torch.from_numpy(label).unsqueeze(0), torch.from_numpy(weight).unsqueeze(0))
+            place = _places(taken)
+            share = np.zeros(place.shape, np.float32)
+            for task, weight in zip(np.flatnonzero(taken).tolist(), weights, strict=True):
+                share[task, : len(weight)] = weight
+            found = supports.Distinct(np.arange(len(label)), place, taken, share)
+            padded = supports.pad(found, n_items)
+            own = base.MetaInput(*(part[rows:] for part in known))
+            tasks = adapters.Tasks(
+                adaptation.pick(own, padded.support), torch.from_numpy(label)[padded.support], padded.weight
+            )  # fmt: skip
             change = self._adapter.adapt(self._fast, tasks)
-            logit = self._adapter.logits(self._fast, change, base.MetaInput(*(part.unsqueeze(0) for part in query)))
-            return plain, losses.predictions(self._plan, logit[0]).numpy()
+            logit = self._adapter.logits(self._fast, change, adaptation.pick(query, padded.query))
+            adapted = plain.copy()
+            adapted[padded.rows] = losses.predictions(self._plan, logit.flatten(0, 1)[padded.back]).numpy()
+            return plain, adapted
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Rows one after the other, without a copy where there is but one part."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _places(taken: I64) -> npt.NDArray[np.int32]:
+    """(T, most) where the support rows of each task stand, if those of all tasks stand one after the other; 0 past its own."""
+    first, k = np.cumsum(taken) - taken, np.arange(taken.max(initial=0))
+    return np.where(k < taken[:, None], first[:, None] + k, 0).astype(np.int32)

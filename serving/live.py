@@ -1,6 +1,7 @@
 """The model that answers, and those before it. One reference is swapped; a request keeps the one it began with."""
 
 import collections
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from models import modes
 from models.base import Support
+from models.scorer import Task
 
 REMEMBERED = 32
 
@@ -38,6 +40,10 @@ class Scores(Protocol):
 
     def score(self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None) -> Scored:
         """Score candidates: ids (R, F), raw numbers (R, D) of one user in one scenario, adapted to `support` if given."""
+        ...
+
+    def merged(self, tasks: Sequence[Task]) -> Sequence[Scored]:
+        """Score several tasks in one pass, each as `score` would alone."""
         ...
 
     def observed(self, scenario: int) -> tuple[int, npt.NDArray[np.float64]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from models import modes
 from models.base import Support
+from models.scorer import Task
 from serving.live import Scores
 from serving.problems import Problem
 from serving.requests import Request
@@ -87,30 +88,24 @@ class Scoring:
         x = self.engine.stamp(lists)
         scenario, ts_ms = int(lists.scenario[0]), int(lists.ts[0])
         chosen = [support_rows(self._layout, value, ts_ms, self._max_age_ms) for value in packed]
-        if begun.of_task is None:
-            scored = scorer.score(lists.ids, x, scenario, chosen[0])
-            scores, rows = scored.adapted, scored.adapted_on
-        else:
-            scores, rows = self._by_task(scorer, begun, x, chosen)
+        scores, rows = _by_task(scorer, begun, x, chosen)
         if not np.isfinite(scores).all():
             raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
         foreign = sum(value is not None and kept is None for value, kept in zip(packed, chosen, strict=True))
         return Outcome(scores, rows, None if rows else _reason(scorer, scenario, foreign), foreign, x)
 
-    @staticmethod
-    def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: list[Support | None]) -> tuple[F32, int]:
-        """Candidates of several tasks, each adapted to its own."""
-        assert begun.of_task is not None  # noqa: S101 -- the caller's case distinction, told to the type checker
-        scenario, total, parts, rows = int(begun.lists.scenario[0]), 0, [], []
-        for task, support in enumerate(chosen):
-            mine = np.flatnonzero(begun.of_task == task)
-            scored = scorer.score(begun.lists.ids[mine], x[mine], scenario, support)
-            total += scored.adapted_on
-            parts.append(scored.adapted)
-            rows.append(mine)
-        scores = np.empty((len(x), parts[0].shape[1]), np.float32)
-        scores[np.concatenate(rows)] = np.concatenate(parts)
-        return scores, total
+
+def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: list[Support | None]) -> tuple[F32, int]:
+    """Predictions, and support rows used; candidates of several tasks are scored in one pass, each adapted to its own."""
+    scenario, found = int(begun.lists.scenario[0]), begun.lists.ids
+    if begun.of_task is None:
+        scored = scorer.score(found, x, scenario, chosen[0])
+        return scored.adapted, scored.adapted_on
+    rows = [np.flatnonzero(begun.of_task == task) for task in range(len(chosen))]
+    parts = scorer.merged([Task(found[mine], x[mine], scenario, s) for mine, s in zip(rows, chosen, strict=True)])
+    scores = np.empty((len(x), parts[0].adapted.shape[1]), np.float32)
+    scores[np.concatenate(rows)] = np.concatenate([part.adapted for part in parts])
+    return scores, sum(part.adapted_on for part in parts)
 
 
 def tasks_of(lists: features.Lists, key: tuple[str | int, ...]) -> tuple[U64, npt.NDArray[np.intp] | None]:

@@ -263,12 +263,26 @@ class MetaLearning(spec.Section, frozen=True):
     """Adaptation of the tower to each task, and learning for it (T2 to T5)."""
 
     mode: Annotated[
-        Literal["on", "off", "fine_tune_only"],
-        Meta(description="fine_tune_only adapts at serving without meta-training"),
+        Literal["on", "off", "fine_tune_only", "auto"],
+        Meta(
+            description="fine_tune_only adapts at serving without meta-training; auto is on only while the gain of a scenario is "
+            "significant"
+        ),
     ] = "on"
     scenarios: Annotated[
-        dict[str, Literal["on", "off", "fine_tune_only"]], Meta(description="mode of single scenarios, over `mode`")
+        dict[str, Literal["on", "off", "fine_tune_only", "auto"]], Meta(description="mode of single scenarios, over `mode`")
     ] = {}
+    auto_alarm_rate: Annotated[
+        float,
+        Meta(gt=0, le=0.5, description="auto: probability at most with which a scenario that gains nothing is ever turned on"),
+    ] = 0.01
+    auto_patience: Annotated[
+        float,
+        Meta(
+            ge=1,
+            description="auto: a scenario goes off when its gain did not show again within so many times the lists that it took",
+        ),
+    ] = 4.0
     algorithm: Annotated[
         Literal[
             "anil",
@@ -554,6 +568,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         for column in wanted:
             if config.features.categories and column not in allowed:
                 found.append((key, f'"{column}" is not a declared column; allowed: {", ".join(sorted(allowed))}'))
+    if "auto" in {config.meta.mode, *config.meta.scenarios.values()} and all(o.kind != "binary" for o in config.objectives):
+        found.append(("meta.mode", 'auto judges by the logloss of binary objectives, and none is declared; choose "on" or "off"'))
     if config.model.prune_least > config.model.prune_most:
         found.append(("model.prune_least", f"must not exceed prune_most, which is {config.model.prune_most:g}"))
     if config.join.window_s + config.join.lateness_s > config.join.retention_s:

@@ -1,7 +1,11 @@
-"""The `control` topic: switches of meta-learning that a running learner obeys.
+"""The `control` topic: switches of meta-learning that a running learner obeys, and what it decided itself where it may.
 
 One record per switch: the key is the scenario, or `*` for all that have no mode of their own; the value is JSON. The topic is
 compacted by key, so it keeps the newest switch of every scenario for ever; what was applied, and when, is in the plan.
+
+A decision of a learner about a scenario that is `auto` is written in one transaction with the plan record that names it, under
+the scenario's name behind a byte that no name begins with, so that compaction keeps it beside the switch. It is for people to
+read: the learner takes its decisions from its own state, and passes these records over.
 """
 
 from typing import Annotated, Literal
@@ -12,7 +16,8 @@ from msgspec import Meta
 from state import plan
 
 EVERY = "*"
-Mode = Literal["off", "on", "fine_tune_only"]
+Mode = Literal["off", "on", "fine_tune_only", "auto"]
+DECIDED = b"\xff"
 
 
 class Switch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,6 +25,19 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     scenario: Annotated[str, Meta(min_length=1)]
     mode: Mode
+    wall_ms: int
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From step `first_step` on the scenario, which is `auto`, is adapted or not; `sequence` is the plan record that says so too.
+
+    As for plan records: a later record of the same or a smaller `sequence` says that a restart took it back.
+    """
+
+    scenario: Annotated[str, Meta(min_length=1)]
+    on: bool
+    first_step: int
+    sequence: int
     wall_ms: int
 
 
@@ -36,6 +54,28 @@ class Malformed(ValueError):
 def encode(switch: Switch) -> tuple[bytes, bytes]:
     """Key and value of a switch's record."""
     return switch.scenario.encode(), msgspec.json.encode(switch)
+
+
+def encode_decision(decision: Decision) -> tuple[bytes, bytes]:
+    """Key and value of a decision's record."""
+    return DECIDED + decision.scenario.encode(), msgspec.json.encode(decision)
+
+
+def is_decision(key: bytes | None) -> bool:
+    """Whether the record of this key is a learner's decision and no switch."""
+    return (key or b"").startswith(DECIDED)
+
+
+def decode_decision(value: bytes) -> Decision:
+    """A decision from the value of its record.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return msgspec.json.decode(value, type=Decision)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Malformed(f"not a decision about meta-learning: {error}") from error
 
 
 def decode(value: bytes) -> Switch:

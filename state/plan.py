@@ -19,6 +19,7 @@ import msgspec
 Range = tuple[str, int, int, int]
 Skip = tuple[str, int, int, int, str]
 Switched = tuple[str, str]
+Decided = tuple[str, int, bool]
 WHOLE_MESSAGE = -1
 DUPLICATE, GUARD, SCHEMA, MALFORMED = "duplicate", "guard", "schema", "malformed"
 
@@ -26,11 +27,12 @@ DUPLICATE, GUARD, SCHEMA, MALFORMED = "duplicate", "guard", "schema", "malformed
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What the steps `first_step` to `last_step` consume.
 
-    `ranges` are [topic, partition, from, to) by offset; `skipped` are [topic, partition, offset, list index, reason] within
-    these or earlier ranges, with list index -1 for a whole message. `last_step` is `first_step` - 1 if nothing is left to
-    train. `switches` are [scenario or `*`, mode] of meta-learning, in order, applied before `first_step`; the ranges of the topic
-    `control` say where they stood. `incarnation` is the wall ms at which the learner process started; `seed`, `threads`, `code`
-    and `spec` are what a repetition must share.
+    `ranges` are [topic, partition, from, to) by offset; `skipped` are [topic, partition, offset, list index, reason] within these
+    or earlier ranges, with list index -1 for a whole message. `last_step` is `first_step` - 1 if nothing is left to train.
+    `switches` are [scenario or `*`, mode] of meta-learning, in order, applied before `first_step`; the ranges of the topic
+    `control` say where they stood. `decisions` are [scenario, its hash, adapted or not] of scenarios that are `auto`, applied
+    before `switches`: what the learner made of everything before, so a repetition decides the same. `incarnation` is the wall ms
+    at which the learner process started; `seed`, `threads`, `code` and `spec` are what a repetition must share.
     """
 
     sequence: int
@@ -46,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     spec: str
     switches: tuple[Switched, ...] = ()
+    decisions: tuple[Decided, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -29,6 +29,8 @@ class Scenario(NamedTuple):
     auc_unadapted: float
     auc_river: float
     drifts: float
+    meta: str = "-"
+    """The mode of meta-learning in force, as `in_force`."""
 
 
 class Reading(NamedTuple):
@@ -72,6 +74,16 @@ def total(samples: Samples, name: str, **labels: str) -> float:
     return sum(value for found, value in samples.get(name, ()) if all(found.get(k) == v for k, v in labels.items()))
 
 
+def in_force(samples: Samples) -> dict[str, str]:
+    """The learner's mode of meta-learning by scenario (`*`: all others); of one that is `auto` also whether it is on."""
+    auto = {labels["scenario"]: value for labels, value in samples.get("thousandfold_meta_auto", ())}
+    found = {labels["scenario"]: labels["mode"] for labels, _ in samples.get("thousandfold_meta_mode", ())}
+    return {
+        name: f"auto: {'on' if auto.get(name) else 'off'}" if mode == "auto" and name != "*" else mode
+        for name, mode in found.items()
+    }
+
+
 def read(
     samples: Samples,
     silent: tuple[str, ...],
@@ -93,7 +105,7 @@ def read(
         wanted = {"scenario": scenario, "objective": objective, "variant": variant, "window": window}
         return next((v for found, v in samples.get(metric, ()) if found == wanted), math.nan)
 
-    scenarios = []
+    scenarios, force = [], in_force(samples)
     for name in names:
         rows = total(samples, "thousandfold_rows_total", scenario=name)
         was = earlier[name].rows if name in earlier else rows
@@ -110,6 +122,7 @@ def read(
                 auc_unadapted=value("thousandfold_auc", name, "unadapted", "cumulative"),
                 auc_river=value("thousandfold_auc", name, "river", "cumulative"),
                 drifts=total(samples, "thousandfold_drift_total", scenario=name),
+                meta=force.get(name, force.get("*", "-")),
             )
         )
     created = total(samples, "thousandfold_snapshot_created_seconds")
@@ -138,6 +151,7 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
     table.add_column("scenario")
     for heading in ("rows", "rows/s", "AUC", "recent", "GAUC", "logloss", "calib.", "adapted-plain", "river AUC", "drifts"):
         table.add_column(heading, justify="right")
+    table.add_column("meta")
     for s in reading.scenarios:
         gain = s.auc - s.auc_unadapted
         table.add_row(
@@ -152,6 +166,7 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
             Text(_number(gain, 4, "+"), style="green" if gain > 0 else "red" if gain < 0 else ""),
             _number(s.auc_river),
             f"{s.drifts:.0f}",
+            s.meta,
         )
     counts = {
         "lag in messages": reading.lag_messages,

@@ -35,7 +35,7 @@ class Asked(NamedTuple):
 
 @app.command("set")
 def set_mode(
-    mode: Annotated[control.Mode, typer.Argument(help="fine_tune_only adapts at serving without meta-training")],
+    mode: Annotated[control.Mode, typer.Argument(help="fine_tune_only: without meta-training; auto: on while it gains")],
     scenario: Annotated[str, typer.Option(help="one scenario; without it, all that have no mode of their own")] = control.EVERY,
     config: File = DEFAULT_FILE,
 ) -> None:
@@ -62,8 +62,7 @@ def show(
     port = loaded.learner.metrics_port
     where = url or (f"http://127.0.0.1:{port}/metrics" if port else "")
     samples, silent = live.scrape({"learner": where}) if where else ({}, ("learner",))
-    force = {labels["scenario"]: labels["mode"] for labels, _ in samples.get("thousandfold_meta_mode", ())}
-    Console().print(table(asked, force))
+    Console().print(table(asked, live.in_force(samples)))
     if silent:
         print(f"the learner does not answer at {where or 'learner.metrics_port = 0'}; give --url", file=sys.stderr)
 
@@ -114,6 +113,8 @@ def read(config: Config) -> dict[str, Asked]:
             if message is None or error is not None:
                 problem = error.str() if error is not None else f"nothing came for {WAIT_S:g} s"
                 raise MetaFailed(f"{topic}: it could not be read to its end: {problem}; run: thousandfold doctor")
+            if control.is_decision(message.key()):
+                continue
             try:
                 switch = control.decode(message.value() or b"")
             except control.Malformed:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from learner import episodes, publishing
-from learner.loop import DeadLetter, Loop, Origin
+from learner.loop import DeadLetter, Loop, Note, Origin
 from learner.prequential import Quality
 from state import config as configuration
 from state import disk_snapshots, kafka_settings, snapshots
@@ -152,13 +152,13 @@ class Episodes:
 class NoLog:
     """`learner.loop.Log`: the raw topics are the record of a back-fill; what cannot be trained on ends it."""
 
-    def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
+    def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
         """Accept a plan record.
 
         Raises:
             Refused: an episode of our own stages could not be trained on.
         """
-        del record
+        del record, notes
         for letter in letters:
             raise Refused(f"an episode could not be trained on: {letter.letter.reason}: {letter.letter.detail}")
 

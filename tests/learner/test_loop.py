@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from learner import episodes, publishing, rehearsal
-from learner.loop import Clock, DeadLetter, Loop, Origin, layout_of
+from learner.loop import Clock, DeadLetter, Loop, Note, Origin, layout_of
 from models import modes
 from state import columns, config, control, ids, plan
 from state.snapshots import Manifest
@@ -90,8 +90,8 @@ def same(one: Arrays, other: Arrays) -> None:
 
 def test_a_fetch_is_planned_before_its_first_step_runs() -> None:
     class Watching(rehearsal.MemoryLog):
-        def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
-            super().write(record, letters)
+        def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
+            super().write(record, letters, notes)
             steps_then.append((self.records[-1].first_step, self.records[-1].last_step, bench.loop.step))
 
     steps_then: list[tuple[int, int, int]] = []
@@ -310,8 +310,8 @@ def test_a_message_that_fits_the_layout_of_its_configuration_is_what_rehearsal_m
 
 def test_a_switch_holds_from_the_first_step_of_its_fetch_on_and_is_planned_with_it() -> None:
     class Watching(rehearsal.MemoryLog):
-        def write(self, record: bytes, letters: Sequence[DeadLetter]) -> None:
-            super().write(record, letters)
+        def write(self, record: bytes, letters: Sequence[DeadLetter], notes: Sequence[Note] = ()) -> None:
+            super().write(record, letters, notes)
             modes_then.append(bench.loop.trainer.modes.default)
 
     modes_then: list[int] = []
@@ -398,3 +398,83 @@ def test_a_restart_resumes_with_the_modes_of_its_snapshot_and_reads_only_later_s
     assert superseded == 1
     assert [switch for r in kept for switch in r.switches] == [("odd", "off"), ("*", "fine_tune_only")]
     assert plan.consumed(crashed.log.records).ranges["control", 0] == [(0, 2)]
+
+
+AUTO = TEXT.replace("[features]", '[meta]\nmode = "auto"\nauto_alarm_rate = 0.5\ninner_rate = 2.0\n[features]')
+
+
+def gaining(count: int) -> list[episodes.Message]:
+    """Lists of users who say the same to everything, with support that tells what."""
+    out = []
+    for message in some(count, lists=24):
+        head, packed = columns.unpack(message.value)
+        likes = (packed["user"] % 4 < 2).astype("<f4")
+        packed = dict(packed)
+        packed["label"] = np.repeat(likes, packed["n_items"]).reshape(-1, 1)
+        packed["s_label"] = np.repeat(likes, packed["n_support"]).reshape(-1, 1)
+        packed["ids"] = packed["ids"] * 0 + 1
+        out.append(message._replace(value=columns.pack(packed, **head)))
+    return out
+
+
+def test_auto_turns_on_what_gains_and_says_so_in_plan_control_snapshot_and_report() -> None:
+    bench = Bench(gaining(60), config.parse(AUTO))
+    assert bench.loop.trainer.modes.code(ids.of("even")) == modes.OFF, "serving waits for evidence"
+    bench.run()
+    decisions = [(r.sequence, *decision) for r in bench.log.records for decision in r.decisions]
+    assert {(name, on) for _, name, _, on in decisions} == {("even", True), ("odd", True)}
+    told = [control.decode_decision(value) for _, value in bench.log.notes]
+    assert [(d.sequence, d.scenario, d.on) for d in told] == [(sequence, name, on) for sequence, name, _, on in decisions]
+    assert all(control.is_decision(key) for key, _ in bench.log.notes)
+    assert [d.first_step for d in told] == [bench.log.records[d.sequence].first_step for d in told]
+    bench.loop.publish()
+    served = modes.Modes(config.parse(AUTO).meta)
+    served.load(bench.writer.snapshots[-1][1]["serving"])
+    assert (served.code(ids.of("even")), served.code(ids.of("odd"))) == (modes.ON, modes.ON)
+    bench.now_s += 60
+    bench.loop.once()
+    assert bench.loop.report.meta == {"*": "auto", "even": "auto", "odd": "auto"}
+    assert {name: judged.on for name, judged in bench.loop.report.auto.items()} == {"even": True, "odd": True}
+
+
+def test_auto_learns_as_if_off_until_it_is_on() -> None:
+    settings = config.parse(AUTO.replace("auto_alarm_rate = 0.5", "auto_alarm_rate = 1e-9"))
+    waiting, tuned = Bench(gaining(4), settings).run(), Bench(gaining(4), config.parse(AUTO.replace('"auto"', '"off"'))).run()
+    assert not waiting.loop.policy.scenarios[ids.of("even")].on
+    np.testing.assert_array_equal(waiting.loop.trainer.dense, tuned.loop.trainer.dense)
+
+
+@pytest.mark.parametrize("rounds", [3, 20])
+def test_decisions_are_repeated_from_the_plan_and_after_a_restart_to_the_last_bit(rounds: int) -> None:
+    settings, messages = config.parse(AUTO), gaining(44)
+    messages[12:12] = [switch(0, "off", "odd")]
+    key, value = control.encode_decision(control.Decision(scenario="odd", on=True, first_step=1, sequence=0, wall_ms=0))
+    messages[16:16] = [switch(1, "auto", "odd"), episodes.Message(SETTINGS.topics.control, 0, 2, key, value)]
+    live, crashed = Bench(messages, settings).run(), Bench(messages, settings).run(rounds)
+    crashed.loop.publish()
+    after = Bench([], settings, crashed.log)
+    manifest, parts = crashed.writer.snapshots[-1]
+    crashed.run(2)
+    after.loop.load(manifest, {name: array.copy() for arrays in parts.values() for name, array in arrays.items()})
+    after.source.messages = [m for m in messages if m.offset >= after.loop.offsets.get((m.topic, m.partition), 0)]
+    same(after.run().state(), live.state())
+    again = Bench([], settings)
+    for held in fetches(live.log.records, messages):
+        again.source.messages = held
+        again.loop.once()
+    same(again.state(), live.state())
+    decided = [r.decisions for r in live.log.records]
+    assert sum(map(len, decided)) >= 2
+    assert decided == [r.decisions for r in again.log.records] == [r.decisions for r in plan.effective(crashed.log.records)[0]]
+
+
+def test_a_switch_to_auto_begins_with_nothing_and_one_away_from_it_ends_it() -> None:
+    bench = Bench(gaining(60), config.parse(AUTO)).run()
+    assert ids.of("odd") in bench.loop.trainer.modes.granted
+    bench.source.messages = [switch(0, "off", "odd")]
+    bench.run()
+    bench.source.messages = [switch(1, "auto", "odd")]
+    bench.run()
+    assert bench.loop.trainer.modes.code(ids.of("odd")) == modes.OFF
+    assert list(bench.loop.policy.scenarios) == [ids.of("even")]
+    assert bench.loop.trainer.modes.code(ids.of("even")) == modes.ON

@@ -83,7 +83,7 @@ def test_a_configuration_that_changed_since_the_snapshot_wins_over_its_switches(
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="allowed: off, on, fine_tune_only"):
+    with pytest.raises(ValueError, match="allowed: off, on, fine_tune_only, auto"):
         trainer().set_meta(None, "sometimes")  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from learner import prometheus_metrics
+from learner.policy import Judged
 from learner.prequential import Gain, Quality
 from learner.reports import Counts, Report
 
@@ -28,7 +29,8 @@ REPORT = Report(
     snapshot_failures=1,
     lag={("episodes", 0): 9},
     embedding_rows=42,
-    meta={"*": "on", "home": "fine_tune_only"},
+    meta={"*": "on", "home": "fine_tune_only", "search": "auto"},
+    auto={"search": Judged(True, 1.5, 2.0, 3)},
 )
 
 
@@ -61,6 +63,10 @@ def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> N
         "thousandfold_lost_messages_total 8.0",
         'thousandfold_meta_mode{mode="on",scenario="*"} 1.0',
         'thousandfold_meta_mode{mode="fine_tune_only",scenario="home"} 1.0',
+        'thousandfold_meta_auto{scenario="search"} 1.0',
+        'thousandfold_meta_auto_evidence{scenario="search"} 1.5',
+        'thousandfold_meta_auto_evidence_wanted{scenario="search"} 2.0',
+        'thousandfold_meta_auto_changes_total{scenario="search"} 3.0',
         "thousandfold_snapshots_refused_total 2.0",
     ):
         assert line in lines

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from models import base, modes
-from models.scorer import Scored
+from models.scorer import Scored, Task
 from serving import requests, scoring
 from serving.problems import Problem
 from state import config as configuration
@@ -42,6 +43,15 @@ class Remembering:
         return 0, np.zeros((5, 2))
 
     def score(
+        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | None
+    ) -> Scored:
+        [scored] = self.merged([Task(ids, x, scenario, support)])
+        return scored
+
+    def merged(self, tasks: Sequence[Task]) -> list[Scored]:
+        return [self._scored(*task) for task in tasks]
+
+    def _scored(
         self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | None
     ) -> Scored:
         self.calls.append((ids, x, support))

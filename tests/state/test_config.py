@@ -140,3 +140,9 @@ def test_kinds_of_action_are_those_of_all_objectives_with_what_a_ranking_weighs(
     assert made.action_kinds == ("click", "buy", "view")
     assert [o.outputs for o in made.objectives] == [1, 1, 7]
     assert [o.exists("shop") for o in made.objectives] == [False, True, True]
+
+
+def test_auto_without_a_binary_objective_is_refused() -> None:
+    text = '[meta]\nscenarios = { home = "auto" }\n[[objectives]]\nname = "price"\naction = "buy"\nkind = "regression"\n'
+    with pytest.raises(ConfigError, match=r"meta\.mode.*binary"):
+        configuration.parse(text)

@@ -85,3 +85,15 @@ def test_a_process_that_does_not_answer_is_named_and_errors_are_every_status_but
     text = shown.getvalue()
     assert "not answering: gone" in text
     assert "+0.0500" in text
+
+
+def test_the_mode_in_force_is_shown_and_of_an_automatic_scenario_whether_it_is_on() -> None:
+    modes = [({"scenario": s, "mode": m}, 1.0) for s, m in (("*", "off"), ("home", "auto"), ("search", "auto"))]
+    samples: live.Samples = {
+        "thousandfold_meta_mode": modes,
+        "thousandfold_meta_auto": [({"scenario": "home"}, 1.0), ({"scenario": "search"}, 0.0)],
+        "thousandfold_rows_total": [({"scenario": s}, 1.0) for s in ("home", "search", "offers")],
+    }
+    reading = live.read(samples, (), 0.0, 0.0, "click", (), None)
+    assert {s.name: s.meta for s in reading.scenarios} == {"home": "auto: on", "search": "auto: off", "offers": "off"}
+    assert live.in_force({}) == {}

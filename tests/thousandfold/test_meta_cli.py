@@ -52,14 +52,17 @@ def test_the_modes_in_force_come_from_the_learner_itself(deployed: Make, monkeyp
     assert asked_at == [{"learner": "http://learner:9102/metrics"}]
 
 
-def test_a_record_that_is_no_switch_is_passed_over(deployed: Make) -> None:
+def test_records_that_are_no_switches_and_decisions_of_learners_are_passed_over(deployed: Make) -> None:
     made = deployed()
     producer = Producer(kafka_settings.producer(made.config))
     producer.produce(made.config.topics.control, b"junk", key=b"home", partition=0)
+    decision = control.Decision(scenario="home", on=True, first_step=1, sequence=0, wall_ms=1)
+    key, value = control.encode_decision(decision)
+    producer.produce(made.config.topics.control, value, key=key, partition=0)
     assert producer.flush(20) == 0
     assert meta_cli.read(made.config) == {}
     offset = meta_cli.write(made.config, control.Switch(scenario="home", mode="on", wall_ms=5))
-    assert offset == 1
+    assert offset == 2
     assert meta_cli.read(made.config) == {"home": meta_cli.Asked(control.Switch(scenario="home", mode="on", wall_ms=5), offset)}
 
 
