@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models import losses, scorer
-from serving import disk_shelf, divergence, http_admin, http_public, redis_reads, requests, scoring, watching
+from serving import disk_shelf, divergence, exploration, http_admin, http_public, redis_reads, requests, scoring, watching
 from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
@@ -45,6 +45,8 @@ class Service:
         self._scenarios = {o.name: frozenset(map(ids.of, o.scenarios)) for o in config.objectives}
         self._switches: dict[str | int | None, http_admin.Mode] = {}
         self._watch = divergence.Watch(config)
+        self._explores = config.serving.exploration if config.serving.exploration.share else None
+        self._exposures = exploration.column(config) if self._explores else -1
         self._waiting = 0
 
     async def answer(self, request: requests.Request) -> requests.Reply:
@@ -65,10 +67,10 @@ class Service:
             self._waiting -= 1
         model = self.live.current
         outcome = self._scoring.finish(model.scorer, begun, answer.found, answer.supports, time.monotonic())
-        return self._reply(request, model, outcome, answer.trouble)
+        return self._reply(request, model, outcome, answer.trouble, int(begun.lists.ts[0]))
 
     def _reply(
-        self, request: requests.Request, model: Model, outcome: scoring.Outcome, trouble: redis_reads.Trouble | None
+        self, request: requests.Request, model: Model, outcome: scoring.Outcome, trouble: redis_reads.Trouble | None, ts_ms: int
     ) -> requests.Reply:
         reason = trouble or outcome.plain_reason
         if reason is not None:
@@ -90,7 +92,21 @@ class Service:
             mode="adapted" if outcome.support_rows else "plain",
             degraded=None if reason == "adaptation_off" else reason,
             took_ms=0.0,
+            exploration=self._explored(request, outcome, ts_ms, known=trouble is None),
         )
+
+    def _explored(
+        self, request: requests.Request, outcome: scoring.Outcome, ts_ms: int, *, known: bool
+    ) -> exploration.Exploration | None:
+        """The order to show in; without the store nobody knows what is new, and the order is that of the scores."""
+        if self._explores is None:
+            return None
+        score = outcome.scores[:, 0]
+        seen = np.expm1(outcome.x[:, self._exposures].astype(np.float64)) if known else np.full(len(score), np.inf)
+        name = (request.request_id, request.user_id, request.scenario, ts_ms)
+        chosen = exploration.explore(self._explores, score, seen, exploration.draws(self._explores.seed, *name))
+        self.metrics.explored.inc(chosen.explored is not None)
+        return chosen
 
     def _answer(self, objective: str, scenario: str | int, scores: scoring.F32) -> requests.Answer:
         """An objective's part of predictions (R, outputs)."""

@@ -23,6 +23,7 @@ class Metrics:
         self.store = Histogram("thousandfold_store_seconds", "one read from the store", buckets=SECONDS, registry=self.registry)
         self.plain = Counter("thousandfold_plain", "replies of the plain tower", ["reason"], registry=self.registry)
         self.candidates = Counter("thousandfold_candidates", "candidates scored", registry=self.registry)
+        self.explored = Counter("thousandfold_explored", "replies that put a new item forward", registry=self.registry)
         self.swaps = Counter("thousandfold_swaps", "snapshots swapped in", registry=self.registry)
         self.refused = Counter("thousandfold_snapshots_refused", "snapshots that must not be used", registry=self.registry)
         self.foreign = Counter("thousandfold_foreign_supports", "support sets of another feature spec", registry=self.registry)

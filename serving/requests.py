@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
+from serving.exploration import Exploration
 from serving.problems import Problem
 from state import config as configuration
 from state import records
@@ -47,8 +48,8 @@ Answer = list[float | list[float]] | None
 the scenario does not have the objective."""
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """Scores per objective in the order of the candidates, and what produced them."""
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Scores per objective in the order of the candidates, and what produced them; `exploration` only where that is on."""
 
     request_id: records.Id | None
     version: str
@@ -59,6 +60,7 @@ class Reply(msgspec.Struct, frozen=True):
     mode: Literal["adapted", "plain"]
     degraded: str | None
     took_ms: float
+    exploration: Exploration | None = None
 
 
 class Decoder:

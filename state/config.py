@@ -386,6 +386,19 @@ class Snapshot(spec.Section, frozen=True):
     keep: Annotated[int, Meta(ge=1, description="newest snapshots kept")] = 5
 
 
+class Exploration(spec.Section, frozen=True):
+    """A share of traffic for new items by Thompson sampling; replies then say in which order to show, and how likely that was."""
+
+    share: Annotated[float, Meta(ge=0, le=0.5, description="share of the requests that put a new item forward; 0: none")] = 0.0
+    count: Annotated[
+        str, Meta(description='the statistic with kind = "count", key = ["item"] and window = "all" that says what is new')
+    ] = ""
+    new_below: Annotated[float, Meta(gt=0, description="an item is new while it was shown less often than this")] = 100.0
+    place: Annotated[int, Meta(ge=0, description="the place, from 0, at which the new item is shown")] = 0
+    prior: Annotated[float, Meta(ge=0, description="exposures that the model's own score of an unseen item counts as")] = 10.0
+    seed: Annotated[int, Meta(ge=0, description="of the draws, which depend on it and on the request alone")] = 0
+
+
 class Serving(spec.Section, frozen=True):
     """The scoring service."""
 
@@ -399,6 +412,7 @@ class Serving(spec.Section, frozen=True):
     breaker_open_s: Annotated[float, Meta(gt=0, description="seconds the breaker stays open")] = 2.0
     poll_s: Annotated[float, Meta(gt=0, description="seconds between looks for a new snapshot")] = 0.5
     threads: Annotated[int, Meta(ge=1, le=64, description="torch threads")] = 1
+    exploration: Exploration = Exploration()
 
 
 class Divergence(spec.Section, frozen=True):
@@ -582,8 +596,24 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(
             ("scenarios.negative_sampling", 'needs join.mode = "window": in eager mode every row first comes without its actions')
         )
+    found += _unexplorable(config)
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
+    return found
+
+
+def _unexplorable(config: Config) -> list[tuple[str, str]]:
+    """What exploration lacks, where it is on."""
+    found: list[tuple[str, str]] = []
+    name = config.serving.exploration.count
+    if not config.serving.exploration.share:
+        return found
+    fit = [s.name for s in config.features.statistics if (s.kind, s.key, s.window) == ("count", ("item",), "all")]
+    if name not in fit:
+        allowed = ", ".join(fit) or 'declare one in features.statistics: { name = "item_count", key = ["item"], kind = "count" }'
+        found.append(("serving.exploration.count", f'"{name}" is no count of an item\'s exposures; allowed: {allowed}'))
+    if config.objectives[0].kind != "binary":
+        found.append(("serving.exploration.share", f'needs a binary first objective, "{config.objectives[0].name}" is not one'))
     return found
 
 

@@ -143,7 +143,7 @@ def _bare(kind: inspect.Type) -> inspect.Type:
 
 def _holds_tables(kind: inspect.Type) -> bool:
     plain = _bare(kind)
-    return isinstance(plain, inspect.VarTupleType) and isinstance(_bare(plain.item_type), inspect.StructType)
+    return isinstance(_bare(plain.item_type) if isinstance(plain, inspect.VarTupleType) else plain, inspect.StructType)
 
 
 def _setting(field: inspect.Field) -> Setting:
