@@ -62,8 +62,7 @@ class Autograd:
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        rows = len(work.label)
-        every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
+        rows, every = len(work.label), entering(work)
         inputs = every.x[:rows].requires_grad_(train)
         wanted = losses.targets(self.plan, *(torch.from_numpy(part) for part in (work.label, work.weight, work.n_items)))
         with torch.set_grad_enabled(train):
@@ -111,8 +110,7 @@ class Compiled:
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        rows = len(work.label)
-        every = base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
+        rows, every = len(work.label), entering(work)
         inputs = every.x[:rows].requires_grad_(train)
         with torch.set_grad_enabled(train):
             query = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
@@ -124,6 +122,31 @@ class Compiled:
             self.gradient.flat.zero_()
         done = self.end.run(lists(work), query, support, train)
         return done._replace(inputs=None if inputs.grad is None else inputs.grad.numpy())
+
+
+class Written:
+    """The same with a trunk whose gradient is written by hand: one pass for query and support rows, and no autograd."""
+
+    def __init__(
+        self, trunk: base.Written, settings: config.Config, parameters: base.Parameters, gradient: base.Gradient
+    ) -> None:
+        self.trunk, self.end = trunk, tower.Compiled(settings.meta, parameters, gradient)
+
+    def run(self, work: Work, train: bool) -> base.Pass:
+        """See `Engine`."""
+        with torch.no_grad():
+            meta, saved = self.trunk.forward(entering(work))
+            done, slopes = self.end.apart(lists(work), meta, train)
+            return done if slopes is None else done._replace(inputs=self.trunk.backward(saved, slopes).numpy())
+
+
+def compiled(model: base.Model, settings: config.Config, flat: torch.Tensor, gradient: base.Gradient) -> Engine:
+    """`Written` for a model that has its trunk in that form, else `Compiled`."""
+    parameters = base.views(flat, model.shapes)
+    trunk = model.written(parameters, gradient.views)
+    if trunk is None:
+        return Compiled(model, settings, flat, gradient)
+    return Written(trunk, settings, parameters, gradient)
 
 
 class Native:
@@ -143,6 +166,11 @@ def leaves(flat: torch.Tensor, shapes: base.Shapes, gradient: base.Gradient) -> 
     for name, view in found.items():
         view.requires_grad_().grad = gradient.views[name]
     return found
+
+
+def entering(work: Work) -> base.Inputs:
+    """What a trunk reads: the query rows, then the support rows."""
+    return base.Inputs(*(torch.from_numpy(part) for part in (work.inputs, work.slot, work.earned)))
 
 
 def lists(work: Work) -> towers.Lists:

@@ -41,12 +41,13 @@ class Trainer:
     def __init__(self, settings: config.Config, native: bool = True, compiled: bool = True) -> None:
         """Build the model with `learner.seed`; sets the process's torch threads to `learner.threads`.
 
-        `native` takes the model's hand-written pass where it has one, all objectives are binary and of every scenario, and the
-        adaptation is one that it knows (`models.meta.registry.native`). Otherwise autograd runs the trunk; then `compiled`
+        `native` takes the native network that `model.native` asks for (`models.meta.registry.network`); False leaves it out
+        whatever the configuration says. Otherwise torch runs the trunk, by its written gradient or by autograd; then `compiled`
         takes the compiled towers under the same conditions, and without them autograd does all of the same work, slower.
 
         Raises:
-            config.ConfigError: the configuration names an unknown model or declares no category.
+            config.ConfigError: the configuration names an unknown model, declares no category, or asks for a native network
+                where there is none.
         """
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
@@ -64,13 +65,13 @@ class Trainer:
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
         self.adam.average[:] = self.dense
         known = plan.plain and meta.native(settings.meta)
-        network = self.model.native(flat) if native and known else None
+        network = meta.network(settings, self.model, flat) if native else None
         outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
         self.engine: passes.Engine
         if network is not None:
             self.engine = passes.Native(network, self.gradient)
         elif compiled and known and "tower.weight" in self.model.fast_parameters():
-            self.engine = passes.Compiled(self.model, settings, flat, self.gradient)
+            self.engine = passes.compiled(self.model, settings, flat, self.gradient)
         else:
             self.engine = passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient)
 

@@ -19,29 +19,49 @@ class Compiled:
 
     def run(self, lists: towers.Lists, query: base.MetaInput, support: base.MetaInput, train: bool) -> base.Pass:
         """Score both; when training, fill the output layer's gradient and add to all others by autograd from `query`."""
-        (rows, objectives), width = lists.label.shape, self._tower.output.shape[1]
         asked = self._enter(query)
         with torch.no_grad():
             known = self._enter(support)
         every = towers.Meta(*(torch.cat([a.detach(), k]).numpy() for a, k in zip(asked, known, strict=True)))
-        virtual, entry = rows * objectives, every.hidden.shape[1]
-        hidden, z, gate, offset = (
-            np.empty((virtual if train else 0, columns), np.float32) for columns in (entry, width, width, 1)
-        )
+        done, slopes = self._learn(lists, every, train)
+        if train:
+            ends = [(end, slope) for end, slope in zip(asked, slopes[: len(asked)], strict=True) if end.requires_grad]
+            torch.autograd.backward([end for end, _ in ends], [torch.from_numpy(slope) for _, slope in ends])
+        return done
+
+    def apart(self, lists: towers.Lists, meta: base.MetaInput, train: bool) -> tuple[base.Pass, base.MetaInput | None]:
+        """Score query rows and, behind them, support rows, outside autograd.
+
+        When training, fill the tower's gradient and return that of the query rows' meta inputs, shaped as they are.
+        """
+        entered = self._enter(meta)
+        done, slopes = self._learn(lists, towers.Meta(*(part.contiguous().numpy() for part in entered)), train)
+        if not train:
+            return done, None
+        dhidden, dz, dgate, doffset = (torch.from_numpy(part) for part in slopes[: len(entered)])
+        torch.mm(entered[0][: len(dz)].t(), dz, out=self.gradient.views["tower.weight"])
+        torch.sum(dz, 0, out=self.gradient.views["tower.bias"])
+        dhidden.addmm_(dz, self.fast["tower.weight"].t())
+        rows, objectives = lists.label.shape
+        ends = (part.view(rows, objectives, part.shape[1]) for part in (dhidden, dgate, dz))
+        hidden, gate, shift = ends
+        return done, base.MetaInput(hidden, gate, doffset.view(rows, objectives), shift)
+
+    def _learn(self, lists: towers.Lists, every: towers.Meta, train: bool) -> tuple[base.Pass, towers.Slopes]:
+        """Score; when training, fill the output layer's gradient and the returned ones, of the query's virtual rows."""
+        (rows, objectives), width = lists.label.shape, self._tower.output.shape[1]
+        virtual, entry = rows * objectives if train else 0, every.hidden.shape[1]
+        hidden, z, gate, offset = (np.empty((virtual, columns), np.float32) for columns in (entry, width, width, 1))
         arrays = self.gradient.arrays
         slopes = towers.Slopes(hidden, z, gate, offset, arrays["output.weight"], arrays["output.bias"])
-        needed = towers.room_needed(
-            rows, int(lists.n_items.max(initial=0)), len(lists.s_label), objectives, entry, width
-        )  # fmt: skip
+        most = int(lists.n_items.max(initial=0))
+        needed = towers.room_needed(rows, most, len(lists.s_label), objectives, entry, width)
         if len(self._space.numbers) < needed:
             self._space = workspace(needed + needed // 4)
         unadapted, fitted = np.empty_like(lists.label), np.empty_like(lists.label)
         loss = towers.learn(every, self._tower, lists, self.settings, unadapted, fitted, slopes, train, self._space)
         self._space.used[0] = 0
-        if train:
-            ends = [(end, slope) for end, slope in zip(asked, slopes[: len(asked)], strict=True) if end.requires_grad]
-            torch.autograd.backward([end for end, _ in ends], [torch.from_numpy(slope) for _, slope in ends])
-        return base.Pass(unadapted, fitted, loss, None)
+        return base.Pass(unadapted, fitted, loss, None), slopes
 
     def _enter(self, meta: base.MetaInput) -> tuple[torch.Tensor, ...]:
         """Hidden inputs, pre-activations, gates and offsets of virtual rows, see `towers.Meta`."""

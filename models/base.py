@@ -176,6 +176,16 @@ class NativeTrunk(Protocol):
         """Score R query rows, before their U distinct support rows in `x` (R + U, row); with `gradient`, fill it as well."""
 
 
+class Written(Protocol):
+    """A trunk and its gradient without autograd, over views of parameters and gradients that it was built with."""
+
+    def forward(self, inputs: Inputs) -> tuple[MetaInput, Any]:
+        """Meta inputs of n rows, as `Model.trunk`, and what `backward` needs of them."""
+
+    def backward(self, saved: Any, slopes: MetaInput) -> torch.Tensor:
+        """Fill the trunk's gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
+
+
 class Model(Protocol):
     """A network as pure functions of its parameters. Rows never see one another: no statistics of a mixed batch."""
 
@@ -198,8 +208,11 @@ class Model(Protocol):
     def inspect(self, parameters: Parameters, inputs: Inputs) -> dict[str, torch.Tensor]:
         """What its gates say of n rows, by name: (n, ...) factors or shares, for people to read; empty without gates."""
 
+    def written(self, parameters: Parameters, gradient: Parameters) -> Written | None:
+        """The same trunk with its gradient written by hand, or None: autograd then does the work."""
+
     def native(self, flat: torch.Tensor) -> NativeTrunk | None:
-        """The same network written by hand over this flat vector, or None: autograd then does the work."""
+        """The whole network as one native call over this flat vector, or None: torch then does the work."""
 
 
 def tower(fast: Parameters, meta: MetaInput) -> torch.Tensor:

@@ -113,8 +113,12 @@ class Network:
         """Nothing."""
         return {}
 
-    def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:  # noqa: ARG002 - has no hand-written form
+    def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:  # noqa: ARG002 - has none
         """None: autograd does the work."""
+        return None
+
+    def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:  # noqa: ARG002 - has no hand-written form
+        """None: torch does the work."""
         return None
 
 

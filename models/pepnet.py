@@ -10,7 +10,7 @@ import itertools
 
 import torch
 
-from models import base, pepnet_native, wide
+from models import base, pepnet_native, pepnet_torch, wide
 from state import config
 
 
@@ -76,6 +76,10 @@ class PEPNet:
     def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
         """Logits (n, O)."""
         return base.tower(fast, meta)
+
+    def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
+        """The trunk in torch's operations without autograd, for the usual configuration."""
+        return pepnet_torch.Trunk(self.settings, parameters, gradient) if pepnet_native.covers(self.settings) else None
 
     def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:
         """The hand-written form, for the usual configuration."""

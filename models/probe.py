@@ -8,7 +8,7 @@ from models import adaptation, base
 from state import config
 
 ROWS = 3
-MEMBERS = ("shapes", "objectives", "initial", "trunk", "tower", "fast_parameters", "inspect", "native")
+MEMBERS = ("shapes", "objectives", "initial", "trunk", "tower", "fast_parameters", "inspect", "written", "native")
 TOLERANCE = 1e-4
 
 

@@ -59,12 +59,12 @@ class Scorer:
     def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
         """Copy the arrays that `Trainer.serving_names` names.
 
-        `native` takes the model's hand-written pass where it has one, all objectives are binary and of every scenario, and the
-        adaptation is one that it knows (`models.meta.registry.native`); otherwise torch does the same work, slower.
+        `native` takes the native network that `model.native` asks for (`models.meta.registry.network`); False leaves it out
+        whatever the configuration says, and torch does the same work, slower.
 
         Raises:
             ValueError: an array is missing or does not fit the configuration.
-            config.ConfigError: the configuration names an unknown model.
+            config.ConfigError: the configuration names an unknown model, or asks for a native network where there is none.
         """
         self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
         self._adapter = meta.build(settings, self.model)
@@ -93,7 +93,7 @@ class Scorer:
         flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
         self._parameters, self._plan = base.views(flat, shapes), losses.plan(settings.objectives)
         self._fast = meta.fast(self._parameters, self.model, self._adapter)
-        self._native = self.model.native(flat) if native and self._plan.plain and meta.native(settings.meta) else None
+        self._native = meta.network(settings, self.model, flat) if native else None
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self._gains = np.array(arrays["gains.value"], np.float32)

@@ -6,7 +6,7 @@ from models import base, parts
 from state import config
 
 
-class SharedBottom:
+class SharedBottom(parts.Network):
     """The network as pure functions of its parameters. `model.own_towers` decides whether scenarios have towers of their own."""
 
     def __init__(self, settings: config.Config) -> None:
@@ -23,21 +23,9 @@ class SharedBottom:
         self.head.start(base.views(flat, self.shapes))
         return flat
 
-    def fast_parameters(self) -> tuple[str, ...]:
-        """The shared tower."""
-        return base.FAST
-
     def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:  # noqa: ARG002 - no gates
         """Nothing."""
         return {}
-
-    def tower(self, fast: base.Parameters, meta: base.MetaInput) -> torch.Tensor:
-        """Logits (n, O)."""
-        return base.tower(fast, meta)
-
-    def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:  # noqa: ARG002 - has no hand-written form
-        """None: autograd does the work."""
-        return None
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """Everything before the tower."""

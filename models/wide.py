@@ -5,19 +5,24 @@
 value scales. Written twice, for autograd and by hand for the native trunk; the tests hold the two together.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.autograd.function import once_differentiable
 
 from models import base
+from models.matrices import product
+from models.vectors import add, address, squares
 from state import config
 from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 OFF, PRODUCT, FM = range(3)
 KINDS = {"off": OFF, "product": PRODUCT, "fm": FM}
+NAMES = ("wide.scale", "wide.first", "wide.numbers")
 NUMBERS_START = 0.01
 
 
@@ -67,9 +72,21 @@ def start(views: dict[str, torch.Tensor]) -> None:
 
 
 def logits(parameters: base.Parameters, x: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The wide part (n, O) of gathered input rows (n, row)."""
+    """The wide part (n, O) of gathered input rows (n, row).
+
+    Float32 on a processor goes through the kernels, whose gradient has no gradient of its own.
+    """
     if plan.kind == OFF:
         return x.new_zeros(len(x), plan.objectives)
+    own = [parameters[name] for name in NAMES if name in parameters]
+    if all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, *own)):
+        found: torch.Tensor = _Wide.apply(plan, x.contiguous(), *own)  # type: ignore[no-untyped-call]
+        return found
+    return by_torch(parameters, x, plan)
+
+
+def by_torch(parameters: base.Parameters, x: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The same in torch's operations, on any device."""
     embedded = plan.categories * plan.width
     scale = parameters["wide.scale"].view(plan.objectives, 2)
     first = x[:, len(x[0]) - plan.categories :].sum(1, keepdim=True) if len(x) else x.new_zeros(0, 1)
@@ -100,33 +117,45 @@ def cut(flat: F32, at: int, plan: Plan) -> Arrays:
 
 
 @kernel
-def _terms(x: F32, i: int, plan: Plan, own: Arrays, total: F32) -> tuple[np.float32, np.float32]:
-    """First-order sum and products of row i; row 0 of `total` (2, E) receives the sum of the vectors."""
+def _pairs(x: F32, n: int, plan: Plan, own: Arrays, total: F32, products: F32) -> None:
+    """Fill `total` (n, E) with the sum of a row's vectors, and `products` (n, 1) with the inner products of all pairs of them.
+
+    Those of numbers are one matrix product, and their squares are squares of numbers by the squared lengths of their vectors.
+    """
     width, embedded = plan.width, plan.categories * plan.width
-    first, products = np.float32(0), np.float32(0)
-    for j in range(x.shape[1] - plan.categories, x.shape[1]):
-        first += x[i, j]
-    if plan.kind == PRODUCT:
-        if plan.user >= 0 and plan.item >= 0:
-            for d in range(width):
-                products += x[i, plan.user * width + d] * x[i, plan.item * width + d]
-        return first, products
-    total[:] = 0
-    for c in range(np.uintp(plan.categories)):
-        for d in range(np.uintp(width)):
-            value = x[i, c * np.uintp(width) + d]
-            total[0, d] += value
-            total[1, d] += value * value
+    lengths = np.empty(plan.numbers, np.float32)
     for j in range(plan.numbers):
-        by = x[i, embedded + j]
-        first += by * own.first[j]
-        for d in range(width):
-            value = by * own.numbers[j, d]
-            total[0, d] += value
-            total[1, d] += value * value
-    for d in range(width):
-        products += total[0, d] * total[0, d] - total[1, d]
-    return first, products * np.float32(0.5)
+        lengths[j] = squares(address(own.numbers[j]), width)
+    product(x[:n, embedded : embedded + plan.numbers], own.numbers, total, False)
+    for i in range(n):
+        row, sums, one = address(x[i]), address(total[i]), np.float32(1)
+        for c in range(plan.categories):
+            add(sums, row + 4 * c * width, one, width)
+        least = squares(row, embedded)
+        for j in range(plan.numbers):
+            by = x[i, embedded + j]
+            least += by * by * lengths[j]
+        products[i, 0] = np.float32(0.5) * (squares(sums, width) - least)
+
+
+@kernel
+def _terms(x: F32, n: int, plan: Plan, own: Arrays, total: F32, first: F32, products: F32) -> None:
+    """First-order sums and products (n, 1) of the first n rows; `total` (n, E) is filled where `_pairs` needs it."""
+    numbers, weights = plan.categories * plan.width, x.shape[1] - plan.categories
+    products[:] = 0
+    for i in range(n):
+        found = np.float32(0)
+        for j in range(weights, x.shape[1]):
+            found += x[i, j]
+        for j in range(plan.numbers):
+            found += x[i, numbers + j] * own.first[j]
+        first[i, 0] = found
+    if plan.kind == FM:
+        _pairs(x, n, plan, own, total, products)
+    elif plan.user >= 0 and plan.item >= 0:
+        for i in range(n):
+            for d in range(plan.width):
+                products[i, 0] += x[i, plan.user * plan.width + d] * x[i, plan.item * plan.width + d]
 
 
 @kernel
@@ -135,11 +164,12 @@ def forward(x: F32, plan: Plan, own: Arrays, offset: F32) -> None:
     if plan.kind == OFF:
         offset[:] = 0
         return
-    total = np.empty((2, plan.width), np.float32)
-    for i in range(len(x)):
-        first, products = _terms(x, i, plan, own, total)
+    n = len(x)
+    total, first, products = np.empty((n, plan.width), np.float32), np.empty((n, 1), np.float32), np.empty((n, 1), np.float32)
+    _terms(x, n, plan, own, total, first, products)
+    for i in range(n):
         for o in range(plan.objectives):
-            offset[i, o] = first * own.scale[2 * o] + products * own.scale[2 * o + 1]
+            offset[i, o] = first[i, 0] * own.scale[2 * o] + products[i, 0] * own.scale[2 * o + 1]
 
 
 @kernel
@@ -147,32 +177,88 @@ def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F
     """Fill `slope` and add to `dx` (R, row) from the gradient of the first R rows' wide part (R, O)."""
     if plan.kind == OFF:
         return
-    width, embedded = plan.width, plan.categories * plan.width
-    total = np.empty((2, width), np.float32)
+    n = len(dx)
+    total, first, products = np.empty((n, plan.width), np.float32), np.empty((n, 1), np.float32), np.empty((n, 1), np.float32)
+    _terms(x, n, plan, own, total, first, products)
     slope.scale[:] = 0
-    slope.first[:] = 0
-    slope.numbers[:] = 0
-    for i in range(len(dx)):
-        first, products = _terms(x, i, plan, own, total)
+    for i in range(n):
         up_first, up = np.float32(0), np.float32(0)
         for o in range(plan.objectives):
-            slope.scale[2 * o] += doffset[i, o] * first
-            slope.scale[2 * o + 1] += doffset[i, o] * products
+            slope.scale[2 * o] += doffset[i, o] * first[i, 0]
+            slope.scale[2 * o + 1] += doffset[i, o] * products[i, 0]
             up_first += doffset[i, o] * own.scale[2 * o]
             up += doffset[i, o] * own.scale[2 * o + 1]
         for j in range(dx.shape[1] - plan.categories, dx.shape[1]):
             dx[i, j] += up_first
-        if plan.kind == PRODUCT:
-            if plan.user >= 0 and plan.item >= 0:
-                for d in range(width):
-                    dx[i, plan.user * width + d] += up * x[i, plan.item * width + d]
-                    dx[i, plan.item * width + d] += up * x[i, plan.user * width + d]
-            continue
-        for c in range(np.uintp(plan.categories)):
-            for d in range(np.uintp(width)):
-                dx[i, c * np.uintp(width) + d] += up * (total[0, d] - x[i, c * np.uintp(width) + d])
+        first[i, 0], products[i, 0] = up_first, up
+    if plan.kind == FM:
+        _pairs_back(x, plan, own, total, first, products, slope, dx)
+    elif plan.user >= 0 and plan.item >= 0:
+        for i in range(n):
+            for d in range(plan.width):
+                dx[i, plan.user * plan.width + d] += products[i, 0] * x[i, plan.item * plan.width + d]
+                dx[i, plan.item * plan.width + d] += products[i, 0] * x[i, plan.user * plan.width + d]
+
+
+@kernel
+def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: F32, slope: Arrays, dx: F32) -> None:
+    """Backward of `_pairs` and of the numbers' weights, from the gradients (R, 1) of the first-order sum and of the products."""
+    width, embedded, n = plan.width, plan.categories * plan.width, len(dx)
+    scaled, least = np.empty((n, plan.numbers), np.float32), np.zeros(plan.numbers, np.float32)
+    slope.first[:] = 0
+    for i in range(n):
+        row, into, by = address(x[i]), address(dx[i]), up[i, 0]
+        for c in range(plan.categories):
+            add(into + 4 * c * width, address(total[i]), by, width)
+        add(into, row, -by, embedded)
         for j in range(plan.numbers):
-            by = x[i, embedded + j]
-            slope.first[j] += up_first * by
-            for d in range(width):
-                slope.numbers[j, d] += up * by * (total[0, d] - own.numbers[j, d] * by)
+            number = x[i, embedded + j]
+            scaled[i, j] = by * number
+            least[j] += by * number * number
+            slope.first[j] += up_first[i, 0] * number
+    product(scaled.T, total, slope.numbers, False)
+    for j in range(plan.numbers):
+        for d in range(width):
+            slope.numbers[j, d] -= least[j] * own.numbers[j, d]
+
+
+def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> Arrays:
+    """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
+    found = [part.detach().numpy() for part in own]
+    nothing = np.zeros(0, np.float32)
+    return Arrays(*found, *(nothing, nothing.reshape(0, plan.width))[len(found) - 1 :])
+
+
+def added(own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The wide part (n, O) of gathered rows (n, row) by the kernels, outside autograd; `own` in the order of `NAMES`."""
+    out = torch.empty(len(x), plan.objectives)
+    if plan.kind == OFF:
+        return out.zero_()
+    forward(x.detach().numpy(), plan, _arrays(own, plan), out.numpy())
+    return out
+
+
+def add_back(
+    own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan, doffset: torch.Tensor, slope: Sequence[torch.Tensor],
+    dx: torch.Tensor,
+) -> None:  # fmt: skip
+    """Fill the gradients `slope` of `own` and add to `dx` (n, row), from the gradient (n, O) of `added`."""
+    if plan.kind != OFF:
+        gradient = doffset.contiguous().numpy()
+        backward(x.detach().numpy(), plan, _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
+
+
+class _Wide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, x: torch.Tensor, *own: torch.Tensor) -> torch.Tensor:
+        ctx.plan = plan
+        ctx.save_for_backward(x, *own)
+        return added(own, x, plan)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, doffset: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *own = ctx.saved_tensors
+        dx, slope = torch.zeros_like(x), [torch.empty_like(part) for part in own]
+        add_back(own, x, ctx.plan, doffset, slope, dx)
+        return None, dx, *slope

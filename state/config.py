@@ -180,6 +180,14 @@ class Model(spec.Section, frozen=True):
         str,
         Meta(description='a name in the MODELS table, or "package.module:Model" of your own (docs/tutorials/your-own-model.md)'),
     ] = "pepnet"
+    native: Annotated[
+        bool | Literal["auto"],
+        Meta(
+            description="score and train by the network's native form: auto: where it has one (pepnet with both gates, stopped "
+            'gradients and two layers or more, binary objectives of every scenario, meta.algorithm = "fomaml"); true: refuse to '
+            "start without it; false: by torch, equal within 1e-5 and slower"
+        ),
+    ] = "auto"
     embedding_width: Annotated[int, Meta(ge=1, le=256, description="numbers per embedding row")] = 16
     hidden: Annotated[tuple[int, ...], Meta(min_length=1, description="widths of the tower's hidden layers")] = (64, 32)
     gate_hidden: Annotated[int, Meta(ge=1, description="width of the hidden layer of each Gate NU")] = 32

@@ -170,6 +170,9 @@ def _kind(kind: inspect.Type) -> tuple[str, str]:
             return "integer" if isinstance(kind, inspect.IntType) else "number", _range(kind)
         case inspect.LiteralType():
             return "text", ", ".join(f"`{literal(value)}`" for value in kind.values)
+        case inspect.UnionType():
+            each = [_kind(_bare(part)) for part in kind.types]
+            return " or ".join(words for words, _ in each), ", ".join(allowed for _, allowed in each)
         case inspect.StrType():
             return "text", f"matches `{kind.pattern}`" if kind.pattern else "not empty" if kind.min_length else ""
         case inspect.VarTupleType():

@@ -36,6 +36,26 @@ def native(settings: config.MetaLearning) -> bool:
     return settings.algorithm == "fomaml" and not (settings.half_life_s or settings.inner_decay)
 
 
+def network(settings: config.Config, model: base.Model, flat: torch.Tensor) -> base.NativeTrunk | None:
+    """The native network over the model's parameters that `model.native` asks for; None: torch does the work.
+
+    Raises:
+        config.ConfigError: `model.native` is true, and there is no native network for this configuration.
+    """
+    wanted = settings.model.native
+    if wanted is False:
+        return None
+    if not losses.plan(settings.objectives).plain:
+        found, problem = None, "knows binary objectives of every scenario only"
+    elif not native(settings.meta):
+        found, problem = None, 'knows meta.algorithm = "fomaml" without half_life_s and inner_decay only'
+    else:
+        found, problem = model.native(flat), f'is not there for model.name = "{settings.model.name}" as it is configured'
+    if found is None and wanted is True:
+        raise config.ConfigError(f'model.native: true, but a native network {problem}; set it to "auto" or false')
+    return found
+
+
 def shapes(model: base.Model, adapter: adapters.Adapter) -> base.Shapes:
     """The whole dense vector: the model's parameters, then the adaptation's."""
     return model.shapes | adapter.shapes
