@@ -1,7 +1,6 @@
 import functools
 import itertools
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ from typer.testing import CliRunner
 
 from state import config as configuration
 from thousandfold import specs
-from thousandfold.bench import figures, gains, logs, meta, protocol, quality, report
+from thousandfold.bench import areas, figures, logs, meta, protocol, quality, report
+from thousandfold.bench.meta import choice, command, gains, parts, study, tables
 from thousandfold.data import simulator
 
 SPEC = """
@@ -45,15 +45,16 @@ def inputs(rows: int = 1_500) -> protocol.Inputs:
 
 
 @functools.cache
-def measured() -> tuple[dict[str, gains.Run], gains.Parts, gains.Table]:
-    runs = gains.measure(CONFIG, inputs(), ["film", "reptile", "fine_tune_only"], {}, [0, 1], QUIET)
-    where = gains.parts(CONFIG, inputs())
-    return runs, where, gains.tell(inputs(), runs, where)
+def measured() -> study.Study:
+    seeds = dict.fromkeys(gains.VARIANTS, 2)
+    runs = gains.measure(CONFIG, inputs(), ["film", "reptile", "fine_tune_only"], {}, seeds, QUIET)
+    where = parts.parts(CONFIG, inputs())
+    return study.Study("ids", runs, where, study.tell(inputs(), runs, where), "film")
 
 
 def test_rows_are_told_apart_by_the_support_that_their_list_had() -> None:
     found = inputs()
-    n = gains.support_rows(CONFIG, found)
+    n = parts.support_rows(CONFIG, found)
     for i in range(0, len(found.ts), 17):
         earlier = [j for j in range(int(found.known[i])) if found.task[j] == found.task[i] and found.ts[j] < found.ts[i]]
         rows = sum(int(found.start[j + 1] - found.start[j]) for j in earlier)
@@ -61,7 +62,7 @@ def test_rows_are_told_apart_by_the_support_that_their_list_had() -> None:
 
 
 def test_every_counted_row_is_in_one_tenth_of_the_tasks_and_larger_tasks_are_in_later_ones() -> None:
-    found, (_, where, _) = inputs(), measured()
+    found, where = inputs(), measured().where
     assert int(where.whole.sum()) == found.rows - round(0.1 * found.rows)
     assert np.array_equal(np.sum(list(where.decile.values()), 0), where.whole.astype(int))
     assert np.array_equal(np.sum(list(where.support.values()), 0), where.whole.astype(int))
@@ -72,56 +73,87 @@ def test_every_counted_row_is_in_one_tenth_of_the_tasks_and_larger_tasks_are_in_
 
 
 def test_gains_are_against_the_own_plain_tower_and_against_a_model_that_never_adapted() -> None:
-    runs, where, table = measured()
+    runs, where, table = measured().runs, measured().where, measured().table
     label, whole = inputs().label[:, 0], where.whole
     told = table["film", ""]
-    for s in range(2):
-        auc = [figures.auc(label[whole], scores[s][whole]) for scores in
-               (runs["film"].adapted, runs["film"].unadapted, runs["off"].adapted)]  # fmt: skip
-        assert told.of("auc")[s] == pytest.approx(auc[0])
-        assert told.gain("auc")[s] == pytest.approx(auc[0] - auc[1])
-        assert told.over_none("auc")[s] == pytest.approx(auc[0] - auc[2])
+    scores = (runs["film"].adapted, runs["film"].unadapted, runs["off"].adapted, runs["bias_tuning"].adapted)
+    auc = np.array([[figures.auc(label[whole], of[s][whole]) for of in scores] for s in range(2)]).mean(0)
+    assert told.value("auc").value == pytest.approx(auc[0])
+    assert told.gain("auc").value == pytest.approx(auc[0] - auc[1])
+    assert told.over_none("auc").value == pytest.approx(auc[0] - auc[2])
+    assert told.over(table["bias_tuning", ""], "auc").value == pytest.approx(auc[0] - auc[3])
     assert auc[1] != auc[2]
     assert np.array_equal(runs["off"].adapted[0], runs["off"].unadapted[0])
     assert np.array_equal(runs["bias_tuning"].unadapted[0], runs["off"].adapted[0])
 
 
+def test_figures_of_a_part_are_those_of_its_rows_alone() -> None:
+    found, runs = inputs(), measured().runs
+    for part, rows in measured().where.every().items():
+        expected = figures.figures(found.group[rows], found.label[rows, 0], runs["reptile"].adapted[1][rows])
+        told = measured().table["reptile", part].adapted
+        assert told["auc"][1].value == pytest.approx(expected.auc, nan_ok=True)
+        assert told["gauc"][1].value == pytest.approx(expected.gauc, nan_ok=True)
+
+
 def test_fine_tuning_only_trains_as_without_adaptation_and_adapts() -> None:
-    runs = measured()[0]
+    runs = measured().runs
     assert np.array_equal(runs["fine_tune_only"].unadapted[0], runs["off"].adapted[0])
     assert not np.array_equal(runs["fine_tune_only"].adapted[0], runs["off"].adapted[0])
 
 
-def test_only_the_variant_that_was_chosen_beforehand_is_held_to_the_targets() -> None:
-    runs, where, table = measured()
-    rows = {r.id: r for r in gains.rows_of("ids", table, runs, where, gains.TARGETS, "film", "x")}
-    held = {name: r.target for name, r in rows.items() if r.target is not None}
-    assert held == {
-        "over_none_auc/ids/film": 0.030, "over_bias_tuning_auc/ids/film": 0.0, "over_none_auc/ids/film/support/0": -0.001,
+def test_only_the_configured_algorithm_is_held_to_the_bars_and_each_has_a_row_with_its_target() -> None:
+    bars = {r.id: r for r in study.judge(measured(), "x")}
+    assert {name: r.target for name, r in bars.items()} == {
+        "bar/ids/film/auc_over_off": 0.030, "bar/ids/film/auc_over_bias_tuning": 0.0,
+        "bar/ids/film/auc_over_off/support/0": -0.001, "aim/ids/film/auc_over_bias_tuning": 0.003,
+        "aim/ids/film/gauc_over_bias_tuning": 0.003,
     }  # fmt: skip
-    assert {"auc/ids/off", "gauc/ids/bias_tuning", "gain_gauc/ids/reptile/size/10", "rows_per_s/ids/film"} <= set(rows)
-    assert rows["over_none_auc/ids/film"].stderr is not None
-    assert not any(r.target for r in gains.rows_of("rich", table, runs, where, {}, "film", "x"))
+    assert all(r.passed is not None and r.stderr for r in bars.values())
+    assert not list(study.judge(measured()._replace(features="mine"), "x"))
+    rows = {r.id: r for r in study.rows_of(measured(), "x")}
+    assert {"auc/ids/off", "gauc/ids/bias_tuning", "gain_gauc/ids/reptile/size/10", "rows_per_cpu_s/ids/film"} <= set(rows)
+    assert all(r.target is None for r in rows.values())
 
 
-def test_settings_are_chosen_from_the_first_fifth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid: dict[str, tuple[Any, ...]] = {
-        "inner_rate": (0.1, 1.0),
-        "inner_steps": (1, 3),
-        "weight": (0.5, 1.0),
-        "inner_decay": (0.0,),
-    }
-    monkeypatch.setattr(gains, "GRID", grid)
+def test_tables_have_every_variant_and_a_column_for_every_part() -> None:
+    overall, grids = tables.overall(measured()), list(tables.by_part(measured()))
+    assert [row[0] for row in overall.rows] == list(measured().runs)
+    assert [len(grid.heads) for grid in grids] == [7, 7, 7, 7, 11, 11, 11, 11, 4, 4, 4, 4]
+    assert {row[0] for row in grids[0].rows} == {"bias_tuning", "film", "reptile", "fine_tune_only"}
+    assert {row[0] for row in grids[1].rows} == {"film", "reptile", "fine_tune_only"}
+    assert tables.signed(areas.Difference(0.01234, 0.0005)) == "+0.0123 ± 0.0005"
+    assert tables.signed(areas.Difference(float("nan"), 1.0)) == "–"
+
+
+def test_settings_are_chosen_from_the_first_fifth_alone() -> None:
     found, said = inputs(), list[str]()
     label = found.label.copy()
     label[found.rows // 5 + 10 :] = 1 - label[found.rows // 5 + 10 :]
-    one = gains.choose(CONFIG, found, ["off", "bias", "film", "fine_tune_only"], said.append)
-    assert one == gains.choose(CONFIG, found._replace(label=label), ["bias", "film", "fine_tune_only"], lambda _: None)
-    assert set(one) == {"bias_tuning", "bias", "film", "fine_tune_only", "judged"}
-    assert one["judged"]["variant"] in {"bias", "film"}
-    assert set(one["film"]) == set(grid)
-    assert not any("fine_tune_only" in line and "weight = 1.0" in line for line in said)
-    assert any("film" in line and "weight = 1.0" in line for line in said)
+    keys, known = ["inner_rate", "weight"], {"fomaml": choice.START | {"inner_rate": 0.5}}
+    one = choice.choose(CONFIG, found, ["off", "bias_tuning", "film", "fine_tune_only"], known, keys, say=said.append)
+    assert one == choice.choose(
+        CONFIG, found._replace(label=label), ["bias_tuning", "film", "fine_tune_only"], known, keys, say=lambda _: None
+    )
+    assert set(one) == {"bias_tuning", "film", "fine_tune_only", "fomaml"}
+    assert one["fine_tune_only"]["weight"] == choice.START["weight"]
+    first = next(line for line in said if "rows, film" in line)
+    assert "inner_rate 0.5, prior_rows 16" in first or "inner_rate 1, prior_rows 16" in first
+    with pytest.raises(configuration.ConfigError, match="speed"):
+        choice.choose(CONFIG, found, ["film"], {}, ["speed"])
+
+
+def test_the_walk_goes_to_better_neighbours_and_asks_for_nothing_twice() -> None:
+    asked = list[tuple[float, int]]()
+
+    def worth(settings: gains.Settings) -> float:
+        asked.append((settings["inner_rate"], settings["inner_steps"]))
+        return float(-abs(settings["inner_rate"] - 0.5) - abs(settings["inner_steps"] - 3))
+
+    best = choice.climb(choice.START, ["inner_rate", "inner_steps"], worth)
+    assert (best["inner_rate"], best["inner_steps"]) == (0.5, 3)
+    assert len(asked) == len(set(asked))
+    assert {key: best[key] for key in ("weight", "prior_rows")} == {"weight": 0.5, "prior_rows": 16.0}
 
 
 def test_chosen_settings_reach_the_variant_and_wrong_ones_are_refused() -> None:
@@ -133,17 +165,23 @@ def test_chosen_settings_reach_the_variant_and_wrong_ones_are_refused() -> None:
             gains.check(CONFIG, [variant], chosen)
 
 
-def test_the_command_chooses_writes_reads_and_reports(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gains, "GRID", {"inner_rate": (0.1, 1.0)})
+def test_the_command_chooses_writes_reads_and_reports(tmp_path: pathlib.Path) -> None:
     (tmp_path / "small.toml").write_text(SPEC)
     options = ["--data", "simulate", "--spec", str(tmp_path / "small.toml"), "--limit", "1500", "--algorithms", "bias"]
     settings = ["--settings", str(tmp_path / "chosen.toml")]
-    result = CliRunner().invoke(meta.app, [*options, "--choose", *settings])
+    result = CliRunner().invoke(meta.app, [*options, "--choose", "--keys", "inner_rate", *settings])
     assert result.exit_code == 0, result.output
-    chosen = meta.read(tmp_path / "chosen.toml")
-    assert chosen["small"]["bias"]["inner_rate"] in {0.05, 0.1, 1.0}
-    result = CliRunner().invoke(meta.app, [*options, *settings, "--seeds", "1", "--report", str(tmp_path / "r.json")])
+    chosen = command.read(tmp_path / "chosen.toml")
+    assert chosen["small"]["bias"]["inner_rate"] in choice.GRID["inner_rate"]
+    out, written = tmp_path / "out", ["--seeds", "1", "--report", str(tmp_path / "r.json"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(meta.app, [*options, *settings, *written])
     assert result.exit_code == 0, result.output
+    text = (out / "tables.md").read_text()
+    again = CliRunner().invoke(meta.app, [*options, *settings, *written, "--resume"])
+    assert again.exit_code == 0
+    assert (out / "tables.md").read_text().split("### ")[2:] == text.split("### ")[2:]
+    assert len(list((out / "passes").iterdir())) == 2
+    assert {f.name for f in out.glob("*.png")} == {f"small_by_{kind}.png" for kind in tables.KINDS}
     found = {r.id: r for r in report.read(tmp_path / "r.json").rows}
     assert {"auc/small/off", "over_none_auc/small/bias", "over_none_gauc/small/bias_tuning/support/0"} <= set(found)
     assert found["over_none_auc/small/bias"].target is None
@@ -151,13 +189,13 @@ def test_the_command_chooses_writes_reads_and_reports(tmp_path: pathlib.Path, mo
 
 def test_settings_that_cannot_be_read_say_how_to_write_them(tmp_path: pathlib.Path) -> None:
     with pytest.raises(configuration.ConfigError, match="--choose"):
-        meta.read(tmp_path / "none.toml")
+        command.read(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("ids = 3")
     with pytest.raises(configuration.ConfigError, match="--choose"):
-        meta.read(tmp_path / "bad.toml")
+        command.read(tmp_path / "bad.toml")
 
 
 def test_both_sets_of_features_are_worked_examples_and_others_are_refused() -> None:
-    assert all(specs.path(meta.example(name)).is_file() for name in meta.FEATURES)
-    with pytest.raises(configuration.ConfigError, match="there are ids, rich"):
-        meta.example("poor")
+    assert all(specs.path(command.example(name)).is_file() for name in command.FEATURES)
+    with pytest.raises(configuration.ConfigError, match="there are rich, ids"):
+        command.example("poor")

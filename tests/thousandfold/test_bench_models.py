@@ -16,8 +16,8 @@ from learner import step
 from models import registry
 from state import config as configuration
 from state import ids
-from thousandfold.bench import logs, models, protocol, quality, report
-from thousandfold.bench.models import bars, command, gates, plots, protocols, seesaw, tables, zoo
+from thousandfold.bench import logs, models, pages, protocol, quality, report
+from thousandfold.bench.models import bars, command, gates, protocols, seesaw, tables, zoo
 from thousandfold.bench.models import study as studies
 from thousandfold.data import simulator
 
@@ -590,7 +590,7 @@ def test_a_log_or_spec_that_cannot_be_measured_is_refused(
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(configuration.Refused, match=r"pip install 'thousandfold\[bench\]'"):
-        plots.pyplot()
+        pages.pyplot()
 
 
 def test_every_data_set_has_configurations_that_load() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from thousandfold.bench import report
 
-PARTS = ("streams", "steps", "training", "learner", "serving", "system", "quality")
+PARTS = ("streams", "steps", "training", "adaptation", "learner", "serving", "system", "quality")
 
 app = typer.Typer()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from state import config as configuration
 from thousandfold import specs
-from thousandfold.bench import logs, protocol, quality, report
+from thousandfold.bench import grids, logs, pages, protocol, quality, report
 from thousandfold.bench.models import bars, plots, protocols, tables, zoo
 from thousandfold.bench.models import study as studies
 from thousandfold.data import obd, simulator, worlds
@@ -120,7 +120,7 @@ def models(
     if resume and out is None:
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
     if out is not None:
-        plots.pyplot()
+        pages.pyplot()
     for name in wanted:
         config = configured(data, spec, name)
         entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
@@ -153,7 +153,7 @@ def models(
 def _collect(console: Console, pairs: str, report_file: pathlib.Path | None) -> None:
     """The table of all bars, and their report."""
     rows = bars.collected(bars.read(pair.strip() for pair in pairs.split(",")))
-    console.print(tables.terminal(tables.verdicts(rows)))
+    console.print(grids.terminal(tables.verdicts(rows)))
     passed, missed = (sum(r.passed is verdict for r in rows) for verdict in (True, False))
     console.print(f"{passed} pass, {missed} miss, {len(rows) - passed - missed} not run")
     if report_file is not None:
@@ -166,11 +166,11 @@ def _show(console: Console, made: list[studies.Study], rows: list[report.Row]) -
     for one in made:
         # Gates of a dozen ablations fill a screen; the page has them.
         gates = tables.gates(one) if one.reference == zoo.ALONE else None
-        grids = itertools.chain(tables.overall(one), tables.seesaws(one), filter(None, [gates]))
-        for grid in grids:
-            console.print(tables.terminal(grid))
+        shown = itertools.chain(tables.overall(one), tables.seesaws(one), filter(None, [gates]))
+        for grid in shown:
+            console.print(grids.terminal(grid))
         for notice in one.notices:
             console.print(f"{one.label}: {notice}")
     judged = tables.verdicts(rows)
     if judged.rows:
-        console.print(tables.terminal(judged))
+        console.print(grids.terminal(judged))

@@ -1,53 +1,18 @@
-"""Plots of a study as PNG files, and one page that opens from disk. The same study gives the same bytes."""
+"""Plots and the page of a study."""
 
-import base64
-import html
-import io
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from state import config as configuration
-from thousandfold.bench import figures, quality
+from thousandfold.bench import figures, grids, pages, quality
 from thousandfold.bench.models import study as studies
 from thousandfold.bench.models import tables, zoo
 
 WINDOWS, LINES = 20, 6
 LEAST_ROWS = 50
 """A window with fewer rows has no point."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }
-div { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% } h2 { font-size: 1.05em; margin-top: 2em }
-code { background: #f3f3f3; padding: .1em .3em }
-"""
-
-
-def pyplot() -> Any:
-    """Matplotlib without a screen.
-
-    Raises:
-        Refused: it is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  (only plots need it)
-    except ImportError as error:
-        raise configuration.Refused("--out draws plots and needs matplotlib: pip install 'thousandfold[bench]'") from error
-    mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    return plt
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    pyplot().close(figure)
-    return out.getvalue()
 
 
 def _shown(study: studies.Study) -> list[str]:
@@ -61,7 +26,7 @@ def _shown(study: studies.Study) -> list[str]:
 
 def over_time(study: studies.Study, objective: int = 0) -> bytes:
     """AUC of the leading models by twentieths of the log, one picture per scenario."""
-    plt, inputs = pyplot(), study.plan.inputs
+    plt, inputs = pages.pyplot(), study.plan.inputs
     of_row = np.repeat(inputs.scenario, np.diff(inputs.start))
     codes = dict(quality.scenarios_of(study.config, inputs))
     bounds = np.linspace(np.flatnonzero(study.plan.counted)[0], inputs.rows, WINDOWS + 1).astype(int)
@@ -83,12 +48,12 @@ def over_time(study: studies.Study, objective: int = 0) -> bytes:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"AUC, {study.objectives[objective]}")
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _png(figure)
+    return pages.png(figure)
 
 
 def seesaw(study: studies.Study, reference: str) -> bytes:
     """Differences to a reference as a map, models by scenarios and objectives."""
-    plt = pyplot()
+    plt = pages.pyplot()
     cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
     names, differences = [name for name in study.results if name != reference], study.against[reference]
     found = [[differences.get(studies.Key(n, s, o)) for s, o in cells] for n in names]
@@ -104,12 +69,12 @@ def seesaw(study: studies.Study, reference: str) -> bytes:
         if d is not None:
             axis.text(j, i, f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}", ha="center", va="center", fontsize=8)
     axis.set_title(f"{study.label}: AUC over {reference}  (* p < .01)", fontsize=10)
-    return _png(figure)
+    return pages.png(figure)
 
 
 def gates(study: studies.Study, name: str) -> bytes:
     """The values of every gate of one model, scenarios by units."""
-    plt, found = pyplot(), study.results[name].gates
+    plt, found = pages.pyplot(), study.results[name].gates
     names = dict(zip(study.codes, study.scenarios, strict=True))
     order = [names.get(code, "other") for code in np.unique(study.plan.inputs.scenario).tolist()]
     figure, axes = plt.subplots(len(found), 1, figsize=(10, 0.7 + len(found) * (0.8 + 0.25 * len(order))), squeeze=False)
@@ -119,51 +84,25 @@ def gates(study: studies.Study, name: str) -> bytes:
         axis.set_title(f"{name}: {gate}", fontsize=9)
         figure.colorbar(drawn, ax=axis)
     figure.tight_layout()
-    return _png(figure)
+    return pages.png(figure)
 
 
-def page(title: str, command: str, grids: Iterable[tables.Grid], pictures: dict[str, bytes], notices: Sequence[str]) -> str:
-    """One page with its pictures inside; it reads nothing from outside."""
-    told = "".join(f"<li>{html.escape(n)}</li>" for n in notices)
-    drawn = "".join(_picture(html.escape(name), body) for name, body in pictures.items())
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head>'
-        f"<body><h1>{html.escape(title)}</h1><p><code>{html.escape(command)}</code></p>"
-        + (f"<p>Not measured:</p><ul>{told}</ul>" if told else "")
-        + "".join(tables.markup(grid) for grid in grids)
-        + f"{drawn}</body></html>\n"
-    )
-
-
-def _picture(name: str, body: bytes) -> str:
-    return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(body).decode()}">'
-
-
-def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies.Study], rows: tables.Grid) -> pathlib.Path:
+def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies.Study], rows: grids.Grid) -> pathlib.Path:
     """Write `index.html`, `tables.md` and the PNG files into a folder; returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    grids, pictures, notices = [rows] if rows.rows else [], dict[str, bytes](), list[str]()
+    shown, pictures, notices = [rows] if rows.rows else [], dict[str, bytes](), list[str]()
     for study in made:
         notices += [f"{study.label}: {n}" for n in study.notices]
-        grids += tables.overall(study)
-        grids += tables.seesaws(study)
+        shown += tables.overall(study)
+        shown += tables.seesaws(study)
         for reference in study.against:
             what = "" if reference == study.reference else f" {reference}"
             pictures[f"{study.label} seesaw{what}"] = seesaw(study, reference)
         gated = tables.gates(study)
         if gated is not None:
-            grids.append(gated)
+            shown.append(gated)
         pictures |= {f"{study.label} gates of {name}": gates(study, name) for name, r in study.results.items() if r.gates}
-        grids += tables.scenarios(study)
+        shown += tables.scenarios(study)
         if study.plan.name == "P" and study.results:
             for o, objective in enumerate(study.objectives):
                 pictures[f"{study.label} AUC over time {objective}"] = over_time(study, o)
-    for name, body in pictures.items():
-        (folder / f"{name.replace(' ', '_')}.png").write_bytes(body)
-    told = "".join(f"- {n}\n" for n in notices)
-    text = f"# {title}\n\n`{command}`\n\n{told}\n" + "\n".join(tables.markdown(grid) for grid in grids)
-    (folder / "tables.md").write_text(text, encoding="utf-8")
-    file = folder / "index.html"
-    file.write_text(page(title, command, grids, pictures, notices), encoding="utf-8")
-    return file
+    return pages.write(folder, title, command, shown, pictures, notices)

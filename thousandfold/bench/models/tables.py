@@ -1,14 +1,12 @@
-"""Tables of a study: on the terminal, in Markdown and in the page."""
+"""Tables of a study."""
 
-import html
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich import table as rich_table
 
 from thousandfold.bench import report
+from thousandfold.bench.grids import Grid, number
 from thousandfold.bench.models import bars, seesaw, zoo
 from thousandfold.bench.models import study as studies
 
@@ -17,14 +15,6 @@ REFERENCES = {
     zoo.ALONE: "each scenario's network on its own rows",
     zoo.SOLO: "a network of each scenario and objective on its own rows and labels",
 }
-
-
-class Grid(NamedTuple):
-    """Cells as text; the first column is a name, the others are numbers."""
-
-    title: str
-    heads: list[str]
-    rows: list[list[str]]
 
 
 def overall(study: studies.Study) -> Iterator[Grid]:
@@ -107,42 +97,14 @@ def verdicts(rows: list[report.Row]) -> Grid:
 def _figures(study: studies.Study, key: studies.Key) -> list[str]:
     runs = [run.auc for run in study.figures[key]]
     stderr = f"{np.std(runs, ddof=1) / len(runs) ** 0.5:.4f}" if len(runs) > 1 and np.isfinite(runs).all() else ""
-    return [number(study.mean("auc", key)), stderr, *(number(study.mean(f, key)) for f in ("gauc", "logloss", "calibration"))]
+    return [
+        number(study.mean("auc", key)),
+        stderr,
+        *(number(study.mean(f, key)) for f in ("gauc", "logloss", "calibration")),
+    ]
 
 
 def _caption(study: studies.Study) -> str:
     counted, lag = int(study.plan.counted.sum()), study.plan.inputs.lag
     late = f", labels {lag.rows:,} rows late" if lag.rows else f", labels {lag.seconds:g} s late" if lag.seconds else ""
     return f"{studies.CAPTIONS[study.label]}{late}; {counted:,} of {study.plan.inputs.rows:,} rows count"
-
-
-def number(value: float | None) -> str:
-    """Four digits, or a dash where there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
-
-
-def terminal(grid: Grid) -> rich_table.Table:
-    """For a console."""
-    shown = rich_table.Table(title=grid.title)
-    for k, head in enumerate(grid.heads):
-        shown.add_column(head, justify="right" if k else "left")
-    for row in grid.rows:
-        shown.add_row(*row)
-    return shown
-
-
-def markdown(grid: Grid) -> str:
-    """With its title as a heading."""
-    lines = [grid.heads, ["---", *("---:" for _ in grid.heads[1:])], *grid.rows]
-    return (
-        f"### {grid.title}\n\n"
-        + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        + "\n"
-    )
-
-
-def markup(grid: Grid) -> str:
-    """As HTML."""
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in grid.heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in grid.rows)
-    return f"<h2>{html.escape(grid.title)}</h2><div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

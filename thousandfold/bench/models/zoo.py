@@ -1,7 +1,6 @@
 """Who takes part, and what each made of the log: models of the table, variants of one, their single models, the baselines."""
 
 import functools
-import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from learner import step
 from models import registry
 from state import config as configuration
-from thousandfold.bench import baselines, logs, protocol, quality
+from thousandfold.bench import baselines, kept, logs, protocol, quality
 from thousandfold.bench.models import gates, protocols
 
 F32 = npt.NDArray[np.float32]
@@ -92,13 +91,13 @@ class Bench:
     """One protocol on one log: passes of entrants, kept in a folder so that an interrupted benchmark goes on where it was."""
 
     def __init__(
-        self, planned: protocols.Plan, seeds: Sequence[int], kept: pathlib.Path | None = None, resume: bool = False,
+        self, planned: protocols.Plan, seeds: Sequence[int], folder: pathlib.Path | None = None, resume: bool = False,
         progress: quality.Progress | None = None,
     ) -> None:  # fmt: skip
-        """`kept` is a folder for finished passes; they are read again with `resume` if configuration and inputs are the same."""
-        self.plan, self.seeds, self._kept, self._resume = planned, seeds, kept, resume
+        """`folder` is one for finished passes; they are read again with `resume` if configuration and inputs are the same."""
+        self.plan, self.seeds, self._kept, self._resume = planned, seeds, folder, resume
         self._progress = progress or quality.Progress()
-        self._digest = _digest(planned)
+        self._digest = kept.digest(planned.inputs, planned.name, planned.until, planned.valid, planned.epochs)
 
     def model(self, entrant: Entrant) -> Result:
         """Every seed of a model."""
@@ -124,24 +123,16 @@ class Bench:
         return Result([r.predictions[0] for r in found], seconds, found[0].parameters, found[0].memory_mb, found[0].gates)
 
     def _stored(self, config: configuration.Config, name: str, one: Callable[[configuration.Config, str], Result]) -> Result:
-        if self._kept is None:
-            return one(config, name)
-        key = hashlib.sha256(self._digest + name.encode() + msgspec.json.encode(config, order="deterministic")).hexdigest()[:24]
-        file = self._kept / f"{key}.npz"
-        if self._resume and file.exists():
-            with np.load(file, allow_pickle=False) as arrays:
-                seconds, parameters, memory = arrays["figures"].tolist()
-                gated = {name.removeprefix(GATE): arrays[name] for name in arrays.files if name.startswith(GATE)}
-                return Result([arrays["prediction"]], seconds, int(parameters), memory, gated)
-        result = one(config, name)
-        self._kept.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".part")
-        own = {f"{GATE}{gate}": values for gate, values in result.gates.items()}
-        own["figures"] = np.array([result.seconds, result.parameters, result.memory_mb])
-        with temporary.open("wb") as out:
-            np.savez(out, allow_pickle=False, prediction=result.predictions[0], **own)
-        temporary.replace(file)
-        return result
+        def make() -> kept.Arrays:
+            result = one(config, name)
+            own = {f"{GATE}{gate}": values for gate, values in result.gates.items()}
+            figures = np.array([result.seconds, result.parameters, result.memory_mb])
+            return {"prediction": result.predictions[0], "figures": figures, **own}
+
+        arrays = kept.arrays(self._kept, self._resume, self._digest, name, config, make)
+        seconds, parameters, memory = arrays["figures"].tolist()
+        gated = {name.removeprefix(GATE): values for name, values in arrays.items() if name.startswith(GATE)}
+        return Result([arrays["prediction"]], seconds, int(parameters), memory, gated)
 
     def _pass(self, config: configuration.Config, name: str, planned: protocols.Plan) -> Result:
         began = time.perf_counter()
@@ -209,11 +200,3 @@ def _together(prediction: F32, results: Sequence[Result]) -> Result:
     """Several networks as one entrant."""
     seconds, memory = sum(r.seconds for r in results), sum(r.memory_mb for r in results)
     return Result([prediction], seconds, sum(r.parameters for r in results), memory, {})
-
-
-def _digest(planned: protocols.Plan) -> bytes:
-    """What a kept pass depends on beside its configuration; not the code."""
-    hashed = hashlib.sha256(repr((planned.name, planned.until, planned.valid, planned.epochs, planned.inputs.lag)).encode())
-    for array in (planned.inputs.ids, planned.inputs.x, planned.inputs.label, planned.inputs.start, planned.inputs.known):
-        hashed.update(np.ascontiguousarray(array).tobytes())
-    return hashed.digest()

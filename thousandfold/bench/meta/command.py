@@ -1,0 +1,143 @@
+"""The command: which log and features, which algorithms with which settings, and where the results go."""
+
+import itertools
+import pathlib
+import sys
+import tomllib
+from typing import Annotated
+
+import msgspec
+import tomli_w
+import typer
+from rich.console import Console
+
+from state import config as configuration
+from thousandfold import specs
+from thousandfold.bench import grids, logs, pages, protocol, quality, report
+from thousandfold.bench.meta import choice, gains, plots, study, tables
+from thousandfold.bench.meta.parts import parts
+
+FEATURES = {"rich": "ml1m", "ids": "ml1m_ids"}
+"""Worked examples: what users and items are, and with it what happened to them (the features of the real-time counters)."""
+WIDTH = 200
+Chosen = dict[str, dict[str, gains.Settings]]
+
+
+def read(file: pathlib.Path) -> Chosen:
+    """What `--choose` wrote: by features and variant, settings of [meta].
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Chosen)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise configuration.ConfigError(f"{file}: {error}; thousandfold bench meta --choose --settings FILE writes it") from error
+
+
+def example(name: str) -> str:
+    """The worked example of `--features`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FEATURES:
+        raise configuration.ConfigError(f'--features: no "{name}"; there are {", ".join(FEATURES)}')
+    return FEATURES[name]
+
+
+class Log:
+    """One log under several configurations; features are computed once for each."""
+
+    def __init__(self, data: str, limit: int | None, lag: str, progress: quality.Progress) -> None:
+        self._data, self._limit, self._lag, self._progress = data, limit, quality.lag_of(lag), progress
+
+    def read(self, name: str, config: configuration.Config) -> protocol.Inputs:
+        """What models read under this configuration."""
+        log = quality.open_log(config, self._data, None, self._limit)
+        return protocol.prepare(config, log, self._lag, self._progress.stage(f"{name}: features"))
+
+
+app = typer.Typer()
+
+
+@app.command()
+def meta(
+    features: Annotated[str, typer.Option(help="ids, rich (with the real-time counters), or both: MovieLens-1M")] = "rich,ids",
+    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows, with --spec")] = "ml1m",
+    spec: Annotated[pathlib.Path | None, typer.Option(help="a configuration of your own in place of --features")] = None,
+    algorithms: Annotated[str, typer.Option(help="comma-separated; baselines always run")] = ",".join(gains.VARIANTS),
+    lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
+    seeds: Annotated[int, typer.Option(min=1, max=20, help=f"runs of {', '.join(gains.MAIN)}")] = 3,
+    seeds_of_others: Annotated[int | None, typer.Option(min=1, max=20, help="runs of the other algorithms")] = None,
+    limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
+    choose: Annotated[bool, typer.Option("--choose", help="choose settings on the first 20 % and write them")] = False,
+    choice_rows: Annotated[int | None, typer.Option(min=1000, help="--choose reads no more rows than this")] = None,
+    keys: Annotated[str, typer.Option(help="settings that --choose searches")] = ",".join(choice.GRID),
+    settings: Annotated[pathlib.Path | None, typer.Option(help="settings that --choose wrote, or where it shall write")] = None,
+    report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="folder for tables, plots, the page and finished passes")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="take finished passes from --out, if settings and data agree")] = False,
+) -> None:
+    """AUC and GAUC that adaptation gains, for every algorithm, by support, size of the task and scenario, against baselines."""
+    # A file or a pipe has no width of its own, and rich would cut the numbers off.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if spec is None and data != "ml1m":
+        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
+    if resume and out is None:
+        raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
+    if out is not None and not choose:
+        pages.pyplot()
+    names = sorted(features.split(","), reverse=True) if spec is None else []
+    files = {spec.stem: spec} if spec is not None else {name: specs.path(example(name)) for name in names}
+    variants, progress = algorithms.split(","), quality.Progress()
+    log = Log(data, limit, lag, progress)
+    chosen: Chosen = read(settings) if settings is not None and (settings.exists() or not choose) else {}
+    configs = {name: configuration.load(file) for name, file in files.items()}
+    for name, config in configs.items():
+        gains.check(config, variants, chosen.get(name, {}))
+    if choose:
+        for name, config in configs.items():
+            found = log.read(name, config)
+            own = chosen.get(name, {})
+            chosen[name] = choice.choose(config, found, variants, own, keys.split(","), choice_rows, console.print)
+        _tell_choice(console, chosen, settings)
+        return
+    seeds_of = {v: seeds if v in gains.MAIN else seeds_of_others or seeds for v in gains.VARIANTS}
+    store = gains.Store(None if out is None else out / "passes", resume)
+    made, real_time = list[study.Study](), None
+    for name, config in configs.items():
+        inputs = log.read(name, config)
+        runs = gains.measure(config, inputs, variants, chosen.get(name, {}), seeds_of, progress, store)
+        if name == "ids" and real_time is not None:
+            runs = {gains.OFF: runs.pop(gains.OFF), gains.REAL_TIME: real_time, **runs}
+        real_time = runs[gains.OFF]
+        where = parts(config, inputs)
+        made.append(study.Study(name, runs, where, study.tell(inputs, runs, where), config.meta.algorithm))
+    _show(console, made, (data, limit) == ("ml1m", None), report_file, out)
+
+
+def _tell_choice(console: Console, chosen: Chosen, settings: pathlib.Path | None) -> None:
+    text = tomli_w.dumps(chosen)
+    console.print(f"\n# chosen on the first 20 %\n{text}", markup=False)
+    if settings is not None:
+        settings.write_text(text, encoding="utf-8")
+
+
+def _show(
+    console: Console, made: list[study.Study], whole: bool, report_file: pathlib.Path | None, out: pathlib.Path | None
+) -> None:
+    command = report.command_line()
+    bars = [row for one in made if whole for row in study.judge(one, command)]
+    rows = [*bars, *(row for one in made for row in study.rows_of(one, command))]
+    shown = [grid for one in made for grid in itertools.chain([tables.overall(one)], tables.by_part(one))]
+    if bars:
+        shown = [tables.verdicts(bars), *shown]
+    for grid in shown:
+        console.print(grids.terminal(grid))
+    if report_file is not None:
+        report.write(report_file, rows)
+        console.print(f"written: {report_file}")
+    if out is not None:
+        drawn = {name: body for one in made for name, body in plots.pictures(one).items()}
+        console.print(f"written: {pages.write(out, 'What adaptation gains', command, shown, drawn, [])}")
