@@ -78,13 +78,13 @@ def native(given: Tasks, start: Parameters, steps: int) -> Gradients:
         np.zeros((len(x), 1), np.float32),
         np.empty((2, queries, 1), np.float32),
     )
-    slopes = towers.Slopes(*(np.empty((queries, width), np.float32) for width in (ENTRY, WIDTH, WIDTH, 1)),
-                           np.empty((1, WIDTH), np.float32), np.empty(1, np.float32))  # fmt: skip
+    shapes = ((queries, ENTRY), (queries, WIDTH), (queries, WIDTH), (queries, 1), (1, WIDTH), (1,))
+    slopes = towers.Slopes._make(np.empty(shape, np.float32) for shape in shapes)
 
     def run() -> list[torch.Tensor]:
         hidden = np.maximum(x @ own["trunk.weight"] + own["trunk.bias"], 0)
         z = hidden @ own["tower.weight"] + own["tower.bias"]
-        towers.learn(towers.Meta(hidden, z, gate, offset), end, lists, settings, *said, slopes, True, space)
+        towers.learn(towers.Meta(hidden, z, gate, offset), end, lists, settings, said[0], said[1], slopes, True, space)
         space.used[0] = 0
         query = hidden[:queries]
         back = (slopes.hidden + slopes.z @ own["tower.weight"].T) * (query > 0)

@@ -158,7 +158,7 @@ def _collect(console: Console, pairs: str, report_file: pathlib.Path | None) -> 
     console.print(f"{passed} pass, {missed} miss, {len(rows) - passed - missed} not run")
     if report_file is not None:
         report.write(report_file, rows)
-        report_file.with_suffix(".md").write_text(f"# Bars\n\n{tables.markdown(tables.verdicts(rows))}", encoding="utf-8")
+        report_file.with_suffix(".md").write_text(f"# Bars\n\n{grids.markdown(tables.verdicts(rows))}", encoding="utf-8")
         console.print(f"written: {report_file} and {report_file.with_suffix('.md')}")
 
 
