@@ -7,7 +7,7 @@ the newest ones, which training on does not mind and ranking does.
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,23 @@ from state import config
 from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 SUMMED = ("wide.first", "wide.numbers")
 """Parameters that always follow AdaGrad."""
 AVERAGE_START = 9.0
+ADAM, ADAGRAD, WIDE = range(3)
+CHUNK = 1024
+"""Numbers that stay in the cache from the step to the average."""
+
+
+class Rules(NamedTuple):
+    """Settings of the rules `ADAM`, `ADAGRAD` and `WIDE`, for the kernel."""
+
+    dense_rate: float
+    wide_rate: float
+    beta1: float
+    beta2: float
+    decay: float
 
 
 class Dense:
@@ -29,32 +43,28 @@ class Dense:
     """
 
     def __init__(self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = ()) -> None:
-        self.settings, self._wide = settings, wide
+        self.settings = settings
         self.mean, self.square = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self.step = np.zeros(1, np.int64)
         bounds = [0, *(at for span in wide for at in span), size]
-        self._others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
+        others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
         self.average = np.zeros(size, np.float32)
-        for a, z in [*wide, *(self._others if settings.dense == "adagrad" else [])]:
-            self.square[a:z] = settings.embedding_accumulator
+        rule = ADAGRAD if settings.dense == "adagrad" else ADAM
+        self._spans = np.array([*((a, z, rule) for a, z in others), *((a, z, WIDE) for a, z in wide)], np.int64).reshape(-1, 3)
+        for a, z, kind in self._spans.tolist():
+            if kind != ADAM:
+                self.square[a:z] = settings.embedding_accumulator
+        s = settings
+        self._rules = Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay)
 
     def descend(self, values: F32, gradient: F32, norm: float) -> None:
         """One step; a gradient of a norm above `max_gradient_norm` is scaled down to it."""
         s = self.settings
         self.step += 1
         scale, step = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0, int(self.step[0])
-        for a, z in self._others:
-            if s.dense == "adagrad":
-                _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.dense_rate, s.weight_decay)
-            else:
-                kernels.adam(
-                    values[a:z], self.mean[a:z], self.square[a:z], gradient[a:z], scale, step, s.dense_rate, s.beta1, s.beta2,
-                    s.weight_decay,
-                )  # fmt: skip
-        for a, z in self._wide:
-            _adagrad(values[a:z], self.square[a:z], gradient[a:z], scale, s.wide_rate, 0.0)
         # The early steps, whose parameters are soon outdated, weigh less than in a plain mean.
-        _approach(self.average, values, max(1.0 - s.average, AVERAGE_START / (AVERAGE_START + step)))
+        share = max(1.0 - s.average, AVERAGE_START / (AVERAGE_START + step))
+        _descend(values, self.mean, self.square, self.average, gradient, self._spans, self._rules, scale, step, share)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Moments and step as views."""
@@ -72,6 +82,27 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
             found[-1:] = [(found[-1][0], at + size)] if joined else [*found[-1:], (at, at + size)]
         at += size
     return found
+
+
+@kernel
+def _descend(
+    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, rules: Rules, scale: float, step: int, share: float
+) -> None:  # fmt: skip
+    """A step of every span (from, to, rule), and of the average towards it."""
+    for k in range(len(spans)):
+        rule = spans[k, 2]
+        for start in range(spans[k, 0], spans[k, 1], CHUNK):
+            part = slice(start, min(start + CHUNK, spans[k, 1]))
+            if rule == ADAM:
+                kernels.adam(
+                    values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1,
+                    rules.beta2, rules.decay,
+                )  # fmt: skip
+            elif rule == ADAGRAD:
+                _adagrad(values[part], square[part], gradient[part], scale, rules.dense_rate, rules.decay)
+            else:
+                _adagrad(values[part], square[part], gradient[part], scale, rules.wide_rate, 0.0)
+            _approach(average[part], values[part], share)
 
 
 @kernel

@@ -18,6 +18,7 @@ from learner.meta import registry as meta_learners
 from models import base, embedding, losses, modes, moments, own_gains, registry, scenario_slots, supports
 from models.meta import registry as meta
 from state import config
+from state.kernels import plain
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -92,9 +93,9 @@ class Trainer:
         """
         if not len(batch.ids):
             return self.score(batch)
-        x = np.array(batch.x)
-        rows = self.table.admit(np.array(batch.ids), now_ms)
-        work = self._work(batch, rows, x, self._slots(batch.ids, admit=True))
+        ids, x = plain(batch.ids), plain(batch.x)
+        rows = self.table.admit(ids, now_ms)
+        work = self._work(batch, rows, x, self._slots(ids, admit=True))
         done = self.engine.run(work, train=True)
         return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work, self._row_weights(batch, work)))
 
@@ -106,8 +107,8 @@ class Trainer:
         if not len(batch.ids):
             nothing = np.zeros((0, self.model.objectives), np.float32)
             return Scores(nothing, nothing, 0.0, "no rows")
-        rows = self.table.map.find(np.array(batch.ids))
-        work = self._work(batch, rows, np.array(batch.x), self._slots(batch.ids))
+        ids = plain(batch.ids)
+        work = self._work(batch, self.table.map.find(ids), plain(batch.x), self._slots(ids))
         trained = self.dense.copy()
         self.dense[:] = self.adam.average
         try:
@@ -132,25 +133,26 @@ class Trainer:
         found = supports.of(self.settings.meta, batch, codes)
         inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
         self.table.gather(rows, x, slot, inputs[: len(rows)])
-        own = self._slots(batch.s_ids[found.rows])
         if len(found.rows):
-            self.table.gather(self.table.map.find(batch.s_ids[found.rows]), batch.s_x[found.rows], own, inputs[len(rows) :])
-        slot = np.concatenate([slot, own])
+            ids = batch.s_ids[found.rows]
+            own = self._slots(ids)
+            self.table.gather(self.table.map.find(ids), batch.s_x[found.rows], own, inputs[len(rows) :])
+            slot = np.concatenate([slot, own])
         return passes.Work(
-            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), np.array(batch.label), np.array(batch.weight),
-            np.array(batch.n_items, np.int64), codes, found, batch.s_label[found.rows],
+            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), plain(batch.weight),
+            plain(np.asarray(batch.n_items, np.int64)), codes, found, batch.s_label[found.rows],
         )  # fmt: skip
 
     def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, weight: F64) -> str:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
-        norm = optimizers.norm(self.gradient.flat.numpy())
+        norm = optimizers.norm(self.gradient.numbers)
         if not math.isfinite(norm) or not math.isfinite(optimizers.norm(done.inputs.reshape(-1))):
             return "gradient is not finite"
         slot = work.slot[: len(rows)]
         self.table.descend(rows, self.gains.descend(work.shared[: len(rows)], slot, done.inputs))
-        self.adam.descend(self.dense, self.gradient.flat.numpy(), norm)
+        self.adam.descend(self.dense, self.gradient.numbers, norm)
         self.table.observe(x, slot, weight)
         self.slots.observe(slot)
         return ""

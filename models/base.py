@@ -156,6 +156,7 @@ class Gradient:
 
     def __init__(self, shapes: Shapes) -> None:
         self.flat = torch.zeros(size(shapes))
+        self.numbers: F32 = self.flat.numpy()
         self.views = views(self.flat, shapes)
         self.arrays: dict[str, F32] = {name: view.numpy() for name, view in self.views.items()}
 

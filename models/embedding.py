@@ -115,10 +115,11 @@ class Table:
         """Rows (n, F) of sighted ids; ids new to the table get their first values."""
         rows, fresh = self.map.admit(ids, now_ms)
         s = self._settings
-        kernels.initialise(
-            self.table, self.accumulator, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale,
-            s.optimizer.embedding_accumulator,
-        )  # fmt: skip
+        if len(fresh.rows):
+            kernels.initialise(
+                self.table, self.accumulator, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale,
+                s.optimizer.embedding_accumulator,
+            )  # fmt: skip
         return rows
 
     def gather(self, rows: I32, x: F32, slot: I64, out: F32) -> None:

@@ -85,18 +85,17 @@ class IdMap:
         return out, Fresh(fresh.rows[:n], fresh.keys[:n])
 
     def _make_room(self, ids: U64, now: int) -> None:
-        counts = self.counts
-        if counts[SWEPT] < 0:
-            counts[SWEPT] = now
-        wanted = ids.size
-        if self.capacity - counts[ADMITTED] < wanted:
+        if self.counts[SWEPT] < 0:
+            self.counts[SWEPT] = now
+        counts, wanted = self.counts.tolist(), ids.size
+        free, candidates = self.capacity - counts[ADMITTED], counts[USED] - counts[ADMITTED]
+        if free < wanted:
             wanted = kernels.touch(ids, self.salts, self.keys, self.values, self.seen, now)
-        crowded = self.capacity - counts[ADMITTED] < wanted
-        candidates = counts[USED] - counts[ADMITTED]
+        crowded = free < wanted
         if crowded or candidates + wanted > 2 * self.capacity or now - counts[SWEPT] > self.max_idle_ms // 4:
             self._sweep(wanted if crowded else 0, now)
-        slots = len(self.keys)
-        while counts[USED] + wanted > MAX_LOAD * slots:
+        slots, used = len(self.keys), int(self.counts[USED])
+        while used + wanted > MAX_LOAD * slots:
             slots *= 2
         if slots > len(self.keys):
             self._rebuild(self.values != 0, slots)

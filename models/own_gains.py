@@ -40,6 +40,7 @@ class Gains:
         self.rate = 0.0 if settings.model.name in FLOORS else settings.optimizer.gain_rate
         self.value, self.sum = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.square = np.full(shape, START, np.float32)
+        self._slope = np.zeros(shape, np.float32)
 
     def apply(self, x: F32, slot: I64) -> F32:
         """See `apply`."""
@@ -47,13 +48,13 @@ class Gains:
 
     def descend(self, x: F32, slot: I64, gradient: F32) -> F32:
         """Learn from the gradient (n, row) of what `apply` made of rows x (n, row); returns the gradient of x itself."""
-        if self.rate == 0 or not slot.any():
+        if self.rate == 0:
             return gradient
-        slope, present = np.zeros_like(self.value), np.zeros(len(self.value), np.bool_)
         out = np.empty_like(gradient)
-        _backward(x, slot, self.value, self.width, gradient, out, slope, present)
-        _descend(self.value, self.sum, self.square, slope, present, self.rate, EVIDENCE)
-        return out
+        done = _learn(
+            x, slot, self.value, self.sum, self.square, self.width, gradient, out, self._slope, self.rate, EVIDENCE
+        )  # fmt: skip
+        return out if done else gradient
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state as views, for a snapshot."""
@@ -67,15 +68,26 @@ class Gains:
 
 def apply(x: F32, slot: I64, value: F32, width: int) -> F32:
     """Gathered input rows (n, row) as their slots (n,) read them; `x` itself where no slot has gains yet."""
-    if not value[np.flatnonzero(np.bincount(slot))].any():
-        return x
     out = np.empty_like(x)
-    _forward(x, slot, value, width, out)
-    return out
+    return out if _forward(x, slot, value, width, out) else x
 
 
 @kernel
-def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> None:
+def _any(slot: I64, value: F32) -> bool:
+    """Whether a slot of these has a gain."""
+    last = -1
+    for s in slot:
+        if s != last and value[s].any():
+            return True
+        last = s
+    return False
+
+
+@kernel
+def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> bool:
+    """Fill `out`, if there are gains at all."""
+    if not _any(slot, value):
+        return False
     categories = value.shape[1] // (width + 1)
     embedded, first = categories * width, x.shape[1] - categories
     for i in range(len(x)):
@@ -86,18 +98,34 @@ def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> None:
             out[i, j] = x[i, j]
         for j in range(categories):
             out[i, first + j] = x[i, first + j] * (np.float32(1) + own[embedded + j])
+    return True
 
 
 @kernel
-def _backward(
-    x: F32, slot: I64, value: F32, width: int, gradient: F32, out: F32, slope: F32, present: npt.NDArray[np.bool_]
-) -> None:
-    """Fill `out` with the gradient of x, add that of the gains to `slope`, and mark the slots that have rows."""
+def _learn(
+    x: F32, slot: I64, value: F32, total: F32, square: F32, width: int, gradient: F32, out: F32, slope: F32, rate: float,
+    evidence: float,
+) -> bool:  # fmt: skip
+    """Backward and one step, if there is a slot that may have gains; `slope` is memory for their gradients."""
+    if slot.max() <= 0:
+        return False
+    present = np.zeros(len(value), np.bool_)
+    for s in slot:
+        if not present[s]:
+            present[s] = True
+            slope[s] = 0
+    _backward(x, slot, value, width, gradient, out, slope)
+    _descend(value, total, square, slope, present, rate, evidence)
+    return True
+
+
+@kernel
+def _backward(x: F32, slot: I64, value: F32, width: int, gradient: F32, out: F32, slope: F32) -> None:
+    """Fill `out` with the gradient of x and add that of the gains to `slope`."""
     categories = value.shape[1] // (width + 1)
     embedded, first = categories * width, x.shape[1] - categories
     for i in range(len(gradient)):
         own, total = value[slot[i]], slope[slot[i]]
-        present[slot[i]] = True
         for j in range(embedded):
             total[j] += gradient[i, j] * x[i, j]
             out[i, j] = gradient[i, j] * (np.float32(1) + own[j])

@@ -68,6 +68,7 @@ class Saved(NamedTuple):
     """Later hidden layers before their gates."""
     hidden: F32
     """Hidden layers behind their gates; the last enters the tower."""
+    wide: wide.Sums
 
 
 @kernel
@@ -202,7 +203,9 @@ def _split(x: F32, gate: F32, dentry: F32, dpersonal: F32, plan: Plan, dgate: F3
 
 
 @kernel
-def _forward(plan: Plan, flat: F32, x: F32, beside: wide.Plan, space: Workspace) -> tuple[towers.Meta, Saved]:
+def _forward(
+    plan: Plan, flat: F32, x: F32, beside: wide.Plan, weights: wide.Arrays, space: Workspace
+) -> tuple[towers.Meta, Saved]:  # fmt: skip
     """Meta inputs of gathered rows (N, row)."""
     n, objectives, hidden_in, layers = len(x), plan.objectives, plan.gate_hidden, len(plan.layers)
     seen, gate = room(space, n, hidden_in), room(space, n, plan.embedded)
@@ -231,9 +234,9 @@ def _forward(plan: Plan, flat: F32, x: F32, beside: wide.Plan, space: Workspace)
     entering = _virtual(hidden, n, plan, layers - 2)
     z, offset = room(space, n * objectives, plan.layers[-1]), room(space, n, objectives)
     _affine(entering, flat, plan.hidden[-1], z)
-    wide.forward(x, beside, wide.cut(flat, plan.wide, beside), offset)
+    sums = wide.forward(x, beside, weights, offset)
     meta = towers.Meta(entering, z, _virtual(gates[0], n, plan, layers - 1), offset.reshape(n * objectives, 1))
-    return meta, Saved(seen, gate, entry, within, gates[0], first, active, hidden)
+    return meta, Saved(seen, gate, entry, within, gates[0], first, active, hidden, sums)
 
 
 @kernel
@@ -315,10 +318,12 @@ def _run(
     unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Workspace,
 ) -> float:  # fmt: skip
     """Score; when training, also fill `gradient` and `dx`. Returns the joint loss."""
+    space.used[0] = 0
     rows, objectives, layers = len(lists.label), plan.objectives, len(plan.layers)
     width = plan.layers[-1]
     biases = plan.output + objectives * width
-    meta, saved = _forward(plan, flat, x, beside, space)
+    own = wide.cut(flat, plan.wide, beside)
+    meta, saved = _forward(plan, flat, x, beside, own, space)
     tower = towers.Tower(_weight(flat, plan.output, objectives, width), flat[biases : biases + objectives])
     written = gradient if train else room(space, 1, len(flat))[0]
     dgates, virtual = room(space, 1, rows * plan.starts[layers])[0], rows * objectives
@@ -331,7 +336,8 @@ def _run(
     if train:
         _backward(plan, flat, x, saved, dgates, slopes, gradient, dx, space)
         doffset = slopes.offset.reshape(rows, objectives)
-        wide.backward(x, beside, wide.cut(flat, plan.wide, beside), doffset, wide.cut(gradient, plan.wide, beside), dx)
+        slope = wide.cut(gradient, plan.wide, beside)
+        wide.backward(x, beside, own, saved.wide, doffset, slope, dx)
     return loss
 
 
@@ -370,6 +376,8 @@ class Network:
         self.plan, self.wide, self.flat = _plan(settings, shapes), wide.plan(settings), flat.numpy()
         meta = settings.meta
         self.settings = towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight, meta.prior_rows)
+        self._fixed, self._each, self._trained = _sizes(self.plan, len(self.flat))
+        self._entry, self._last = int(self.plan.layers[-2]), int(self.plan.layers[-1])
         self._spare: list[Workspace] = []
 
     def run(self, x: F32, lists: towers.Lists, gradient: base.Gradient | None) -> base.Pass:
@@ -380,25 +388,27 @@ class Network:
         space = self._space(len(x), lists)
         loss = _run(
             self.plan, self.wide, self.flat, x, lists, self.settings, train, unadapted, fitted,
-            self.flat[:0] if gradient is None else gradient.flat.numpy(), dx, space,
+            self.flat[:0] if gradient is None else gradient.numbers, dx, space,
         )  # fmt: skip
-        space.used[0] = 0
         self._spare.append(space)
         return base.Pass(unadapted, fitted, loss, dx if train else None)
 
     def _space(self, n: int, lists: towers.Lists) -> Workspace:
         """Memory for a call on n rows: what an earlier one left, if it is enough."""
         plan, rows = self.plan, len(lists.label)
-        gates, before, after = len(plan.layers) * plan.objectives * plan.gate_hidden, plan.starts[-2], plan.starts[-1]
-        entry = plan.dense + len(plan.personal) * plan.width
-        forward = plan.gate_hidden + plan.embedded + entry + gates + 2 * after + 2 * before + plan.layers[0] + plan.objectives
-        backward = 2 * after + before + plan.objectives + plan.layers[0] + gates + entry + 2 * plan.embedded + plan.gate_hidden
-        tower = towers.room_needed(
-            rows, int(lists.n_items.max(initial=0)), n - rows, plan.objectives, int(plan.layers[-2]), int(plan.layers[-1])
-        )  # fmt: skip
-        needed = int(n * forward + rows * backward + 2 * len(self.flat) + tower + 1024)
+        tower = towers.room_needed(rows, int(lists.n_items.max()), n - rows, plan.objectives, self._entry, self._last)
+        needed = self._fixed + n * self._each + rows * self._trained + tower
         try:
             space = self._spare.pop()
         except IndexError:
             return workspace(needed)
         return space if len(space.numbers) >= needed else workspace(needed + needed // 4)
+
+
+def _sizes(plan: Plan, parameters: int) -> tuple[int, int, int]:
+    """Numbers that a pass takes from the workspace beside tower and wide part: always, for every row, for a row trained on."""
+    gates, before, after = len(plan.layers) * plan.objectives * plan.gate_hidden, int(plan.starts[-2]), int(plan.starts[-1])
+    entry, first = plan.dense + len(plan.personal) * plan.width, int(plan.layers[0])
+    forward = plan.gate_hidden + plan.embedded + entry + gates + 2 * after + 2 * before + first + plan.objectives
+    backward = 2 * after + before + plan.objectives + first + gates + entry + 2 * plan.embedded + plan.gate_hidden
+    return 2 * parameters + 1024, forward, backward

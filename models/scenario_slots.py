@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from state import config
+from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -28,30 +29,34 @@ class Slots:
         self.keys = np.zeros(settings.slots, np.uint64)
         self.rows = np.zeros(settings.slots + 1, np.int64)
         self.used = np.zeros(1, np.int64)
-        self._places: dict[int, int] = {}
+        self._sort()
+
+    def _sort(self) -> None:
+        self._order = np.argsort(self.keys[: self.used[0]]) + 1
+        self._sorted = self.keys[self._order - 1]
 
     def find(self, scenarios: U64) -> I64:
         """Slots (n,) of scenario hashes (n,), 0 where it has none."""
-        return np.array([self._places.get(s, 0) for s in scenarios.tolist()], np.int64)
+        return _find(scenarios, self._sorted, self._order)
 
     def admit(self, scenarios: U64) -> I64:
         """Like `find` for rows that are trained on: a new scenario takes a free slot while there is one."""
-        for scenario in sorted(set(scenarios.tolist()) - self._places.keys()):
-            if self.used[0] < len(self.keys):
-                self.keys[self.used[0]] = scenario
-                self.used[0] += 1
-                self._places[scenario] = int(self.used[0])
+        found, used = self.find(scenarios), int(self.used[0])
+        if used == len(self.keys) or found.all():
+            return found
+        new = np.unique(scenarios[found == 0])[: len(self.keys) - used]
+        self.keys[used : used + len(new)] = new
+        self.used[0] += len(new)
+        self._sort()
         return self.find(scenarios)
 
     def observe(self, slots: I64) -> None:
         """Count rows (n,) that were trained on; those of slot 0 are scenarios that found no room."""
-        self.rows += np.bincount(slots, minlength=len(self.rows))
+        _count(slots, self.rows)
 
     def earned(self, slots: I64) -> F32:
         """How far each row's own parameters count (n,): 0 for slot 0, towards 1 with its scenario's rows."""
-        share = self.rows / (self.rows + self.prior)
-        share[0] = 0.0
-        return np.asarray(share.astype(np.float32)[slots])
+        return _earned(slots, self.rows, self.prior)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state as views, for a snapshot."""
@@ -61,4 +66,32 @@ class Slots:
         """Take over a state that `arrays` returned (copied)."""
         for name, own in self.arrays().items():
             own[:] = arrays[name]
-        self._places = {int(key): i + 1 for i, key in enumerate(self.keys[: self.used[0]].tolist())}
+        self._sort()
+
+
+@kernel
+def _find(scenarios: U64, keys: U64, slots: I64) -> I64:
+    """Slots of scenarios by their sorted keys; neighbouring rows are often of one."""
+    out, last, place = np.zeros(len(scenarios), np.int64), np.uint64(0), -1
+    for i in range(len(scenarios)):
+        if place < 0 or scenarios[i] != last:
+            last, place = scenarios[i], np.searchsorted(keys, scenarios[i])
+        if place < len(keys) and keys[place] == last:
+            out[i] = slots[place]
+    return out
+
+
+@kernel
+def _count(slots: I64, rows: I64) -> None:
+    for slot in slots:
+        rows[slot] += 1
+
+
+@kernel
+def _earned(slots: I64, rows: I64, prior: float) -> F32:
+    out = np.zeros(len(slots), np.float32)
+    for i in range(len(slots)):
+        if slots[i] > 0:
+            n = np.float64(rows[slots[i]])
+            out[i] = n / (n + prior)
+    return out

@@ -8,6 +8,7 @@ import torch
 
 from models import base, kernels, modes
 from state import config
+from state.kernels import plain
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -64,7 +65,7 @@ def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
     first = np.empty(rows, np.int64)
     slots = np.empty(1 << (2 * rows).bit_length(), np.int32)
     n = kernels.distinct(
-        np.array(batch.s_ids), np.array(batch.s_x).view(np.uint32), np.array(batch.s_label).view(np.uint32),
+        plain(batch.s_ids), plain(batch.s_x).view(np.uint32), plain(batch.s_label).view(np.uint32),
         counts, wanted, cap, index, taken, first, slots,
     )  # fmt: skip
     return Distinct(first[:n], index, taken)

@@ -18,6 +18,10 @@ I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 
 ON = 1
+SPARED = 256
+"""Pairs of a row and a support row that cost as much as the calls of one more block."""
+LARGEST = 1 << 14
+"""Pairs in a block of several lists."""
 
 
 class Settings(NamedTuple):
@@ -71,25 +75,44 @@ class Slopes(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What every distinct support row says before any inner step: its error (V, 1), and what its hidden layer makes of it."""
+    """What every distinct support row says under the tower as it is, before any inner step."""
 
     slope: F32
-    active: F32
-    """(V, H2)"""
+    """(V, 1) error of its logit."""
+    error: F32
+    """(V, H2) the same at its pre-activation."""
+    output: F32
+    """(V, H2) its gradient of the output layer."""
+    across: F32
+    """(H1, V) hidden inputs as columns."""
     back: F32
-    """(V, H2) derivative of the logit by the pre-activation."""
+    """(H2, V) errors as columns."""
+
+
+class Block(NamedTuple):
+    """Lists [first, last) of query rows [begin, end), which are adapted together; theirs are among support rows [low, high)."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+    low: int
+    high: int
 
 
 class Change(NamedTuple):
-    """What one task does to the tower: W + A'S, A the hidden inputs of the m virtual rows from `first`, and the output layer.
+    """What the T tasks of a block do to the tower: W + A' (share x S), A the hidden inputs of its m virtual support rows."""
 
-    Rows between those of the task belong to others; their errors are zero, so that they have no say.
-    """
-
-    first: int
+    share: F32
+    """(T, m) by how much a row's error counts; zero where it belongs to others only."""
     error: F32
     """S (m, H2)"""
-    tower: Tower
+    back: F32
+    """S' (H2, m)"""
+    output: F32
+    """(T, O x H2)"""
+    bias: F32
+    """(T, O)"""
 
 
 @kernel
@@ -98,6 +121,13 @@ def _probability(logit: float, label: float) -> tuple[float, float]:
     e = math.exp(-abs(logit))
     p = 1.0 / (1.0 + e) if logit >= 0 else e / (1.0 + e)
     return p, max(logit, 0.0) - logit * label + math.log1p(e)
+
+
+@kernel
+def _error(logit: float, label: float) -> np.float32:
+    """Derivative of the cross-entropy."""
+    e = math.exp(-abs(logit))
+    return np.float32((1.0 if logit >= 0 else e) / (1.0 + e)) - np.float32(label)
 
 
 @kernel
@@ -120,24 +150,13 @@ def _logits(active: F32, tower: Tower, offset: F32, start: int, out: F32) -> Non
 
 
 @kernel
-def _back(by: F32, z: F32, gate: F32, start: int, output: F32, dz: F32) -> None:
-    """Gradient (n, H2) of the pre-activation `z` (n, H2) from the logits' (n, 1)."""
-    objectives = len(output)
-    for v in range(dz.shape[0]):
-        o, up = v % objectives, by[v, 0]
-        for j in range(dz.shape[1]):
-            dz[v, j] = up * output[o, j] * gate[start + v, j] if z[v, j] > 0 else np.float32(0)
-
-
-@kernel
-def _gate_back(by: F32, z: F32, start: int, output: F32, dgate: F32) -> None:
-    """Add the gradient of the gates of n virtual rows from `start`."""
-    objectives = len(output)
-    for v in range(z.shape[0]):
-        o, up = v % objectives, by[v, 0]
-        for j in range(z.shape[1]):
-            value = z[v, j]
-            dgate[start + v, j] += up * output[o, j] * (np.float32(0) if value < 0 else value)
+def _back(up: np.float32, z: F32, gate: F32, output: F32, dz: F32, dgate: F32) -> None:
+    """Add the gradients of one virtual row's pre-activation and gates from its logit's, all of them (H2,)."""
+    zero = np.float32(0)
+    for j in range(len(z)):
+        by, value = up * output[j], z[j]
+        dgate[j] += by * (zero if value < 0 else value)
+        dz[j] += by * gate[j] if value > 0 else zero
 
 
 @kernel
@@ -151,93 +170,6 @@ def _output_back(by: F32, active: F32, slopes: Slopes) -> None:
 
 
 @kernel
-def _known(meta: Meta, tower: Tower, first: int, label: F32, space: Workspace) -> Known:
-    """The support rows, from virtual row `first`, under the tower as it is."""
-    objectives, width = tower.output.shape
-    count = label.size
-    slope, active, back, ones = room(space, count, 1), room(space, count, width), room(space, count, width), room(space, count, 1)
-    ones[:] = 1
-    z = meta.z[first : first + count]
-    _activate(z, meta.gate, first, active)
-    _logits(active, tower, meta.offset, first, slope)
-    for v in range(count):
-        y = label[v // objectives, v % objectives]
-        slope[v, 0] = np.float32(_probability(slope[v, 0], y)[0]) - y
-    _back(ones, z, meta.gate, first, tower.output, back)
-    return Known(slope, active, back)
-
-
-@kernel
-def _adapt(
-    meta: Meta,
-    across: F32,
-    tower: Tower,
-    known: Known,
-    support: int,
-    place: I32,
-    label: F32,
-    settings: Settings,
-    space: Workspace,
-) -> Change:
-    """The inner steps on one task's support rows, `place` among those that start at virtual row `support`.
-
-    `across` (H1, V) holds the hidden inputs of all support rows as columns.
-    """
-    objectives, width = tower.output.shape
-    low, high = place.min() * objectives, (place.max() + 1) * objectives
-    error, output, bias = room(space, high - low, width), room(space, objectives, width), room(space, 1, objectives)[0]
-    scale = np.float32(-settings.rate / (len(place) + settings.prior))
-    error[:] = 0
-    output[:] = tower.output
-    bias[:] = tower.bias
-    for k in range(len(place)):
-        for o in range(objectives):
-            v = place[k] * objectives + o
-            by = known.slope[v, 0] * scale
-            bias[o] += by
-            for j in range(width):
-                error[v - low, j] = by * known.back[v, j]
-            for j in range(width):
-                output[o, j] += by * known.active[v, j]
-    change = Change(support + low, error, Tower(output, bias))
-    if settings.steps > 1:
-        products = room(space, high - low, high - low)
-        products[:] = 1
-        product(meta.hidden[support + low : support + high], across[:, low:high], products, True)
-        for _ in range(settings.steps - 1):
-            _next_step(meta, products, change, support, place, label, scale, space)
-    return change
-
-
-@kernel
-def _next_step(
-    meta: Meta, products: F32, change: Change, support: int, place: I32, label: F32, scale: np.float32, space: Workspace
-) -> None:
-    """An inner step after the first: a row sees what the others did before through the products of their hidden inputs."""
-    objectives, width = change.tower.output.shape
-    first, count, mark = change.first, len(change.error), space.used[0]
-    z, active, by, back = room(space, count, width), room(space, count, width), room(space, count, 1), room(space, count, width)
-    z[:] = meta.z[first : first + count]
-    product(products, change.error, z, True)
-    _activate(z, meta.gate, first, active)
-    _logits(active, change.tower, meta.offset, first, by)
-    for k in range(len(place)):
-        for o in range(objectives):
-            v, y = support + place[k] * objectives + o - first, label[place[k], o]
-            by[v, 0] = (np.float32(_probability(by[v, 0], y)[0]) - y) * scale
-    _back(by, z, meta.gate, first, change.tower.output, back)
-    for k in range(len(place)):
-        for o in range(objectives):
-            v = support + place[k] * objectives + o - first
-            change.tower.bias[o] += by[v, 0]
-            for j in range(width):
-                change.error[v, j] += back[v, j]
-            for j in range(width):
-                change.tower.output[o, j] += by[v, 0] * active[v, j]
-    space.used[0] = mark
-
-
-@kernel
 def _plain(
     meta: Meta, tower: Tower, lists: Lists, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes, train: bool,
     space: Workspace,
@@ -245,8 +177,8 @@ def _plain(
     """Score all rows under the tower as it is; returns the original loss, with the meta loss of lists without support."""
     objectives, width = tower.output.shape
     count, end, loss = lists.label.size, 0, 0.0
-    active, by, z = room(space, count, width), room(space, count, 1), meta.z[:count]
-    _activate(z, meta.gate, 0, active)
+    active, by = room(space, count, width), room(space, count, 1)
+    _activate(meta.z[:count], meta.gate, 0, active)
     _logits(active, tower, meta.offset, 0, by)
     for t in range(len(lists.n_items)):
         start, end = end, end + lists.n_items[t]
@@ -262,53 +194,197 @@ def _plain(
         return loss
     slopes.offset[:] = by
     slopes.hidden[:] = 0
+    slopes.z[:] = 0
     slopes.gate[:] = 0
     slopes.output[:] = 0
     slopes.bias[:] = 0
-    _back(by, z, meta.gate, 0, tower.output, slopes.z)
-    _gate_back(by, z, 0, tower.output, slopes.gate)
+    for v in range(count):
+        _back(by[v, 0], meta.z[v], meta.gate[v], tower.output[v % objectives], slopes.z[v], slopes.gate[v])
     _output_back(by, active, slopes)
     return loss
 
 
 @kernel
+def _known(meta: Meta, tower: Tower, first: int, label: F32, space: Workspace) -> Known:
+    """The support rows, from virtual row `first`."""
+    objectives, width = tower.output.shape
+    count = label.size
+    slope, error, output = room(space, count, 1), room(space, count, width), room(space, count, width)
+    z, gates = meta.z[first : first + count], meta.gate[first : first + count]
+    _activate(z, meta.gate, first, output)
+    _logits(output, tower, meta.offset, first, slope)
+    for v in range(count):
+        o = v % objectives
+        up = _error(slope[v, 0], label[v // objectives, o])
+        slope[v, 0] = up
+        for j in range(width):
+            output[v, j] *= up
+            error[v, j] = up * tower.output[o, j] * gates[v, j] if z[v, j] > 0 else np.float32(0)
+    return Known(slope, error, output, turned(meta.hidden[first : first + count], space), turned(error, space))
+
+
+@kernel
+def _block(lists: Lists, first: int, begin: int, steps: int) -> Block:
+    """List `first` and those after it that are worth adapting in the same products, though they do not share all rows.
+
+    Neighbours are often lists of one user. From the second inner step on, each list has errors of its own.
+    """
+    last, end = first + 1, begin + lists.n_items[first]
+    own = lists.place[first, : lists.taken[first]]
+    low, high = own.min(), own.max() + 1
+    while steps == 1 and last < len(lists.n_items) and lists.taken[last] > 0:
+        own = lists.place[last, : lists.taken[last]]
+        near, far, items = own.min(), own.max() + 1, lists.n_items[last]
+        lower, higher = min(low, near), max(high, far)
+        together = (end + items - begin + last + 1 - first) * (higher - lower)
+        apart = (end - begin + last - first) * (high - low) + (items + 1) * (far - near)
+        if together > apart + SPARED or together > LARGEST:
+            break
+        last, end, low, high = last + 1, end + items, lower, higher
+    return Block(first, last, begin, end, low, high)
+
+
+@kernel
+def _adapt(
+    meta: Meta, tower: Tower, known: Known, lists: Lists, settings: Settings, block: Block, support: int, space: Workspace
+) -> Change:  # fmt: skip
+    """The inner steps of a block's tasks; `support` is the first virtual support row."""
+    objectives, width = tower.output.shape
+    low, high, tasks = block.low * objectives, block.high * objectives, block.last - block.first
+    share, output, bias = room(space, tasks, high - low), room(space, tasks, objectives * width), room(space, tasks, objectives)
+    share[:] = 0
+    for t in range(tasks):
+        taken = lists.taken[block.first + t]
+        by = np.float32(-settings.rate / (taken + settings.prior))
+        for k in range(taken):
+            at = (lists.place[block.first + t, k] - block.low) * objectives
+            share[t, at : at + objectives] += by
+        for o in range(objectives):
+            bias[t, o] = tower.bias[o]
+            output[t, o * width : (o + 1) * width] = tower.output[o]
+    for o in range(objectives):
+        own = share[:, o::objectives]
+        product(own, known.output[low + o : high : objectives], output[:, o * width : (o + 1) * width], True)
+        product(own, known.slope[low + o : high : objectives], bias[:, o : o + 1], True)
+    if settings.steps == 1:
+        return Change(share, known.error[low:high], known.back[:, low:high], output, bias)
+    error, products = room(space, high - low, width), room(space, high - low, high - low)
+    for v in range(high - low):
+        for j in range(width):
+            error[v, j] = known.error[low + v, j] * share[0, v]
+    products[:] = 1
+    product(meta.hidden[support + low : support + high], known.across[:, low:high], products, True)
+    for _ in range(settings.steps - 1):
+        _next_step(meta, products, share[0], error, output, bias[0], lists.s_label, low, support, space)
+    share[:] = 1
+    return Change(share, error, turned(error, space)[:, : high - low], output, bias)
+
+
+@kernel
+def _next_step(
+    meta: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, support: int, space: Workspace
+) -> None:  # fmt: skip
+    """An inner step of one task after the first: a row sees what the others did before through the products of their inputs."""
+    (count, width), objectives, mark, first = error.shape, len(bias), space.used[0], support + low
+    z, active, by, ignored = room(space, count, width), room(space, count, width), room(space, count, 1), room(space, 1, width)
+    tower = Tower(output.reshape(objectives, width), bias)
+    z[:] = meta.z[first : first + count]
+    product(products, error, z, True)
+    _activate(z, meta.gate, first, active)
+    _logits(active, tower, meta.offset, first, by)
+    for v in range(count):
+        by[v, 0] = _error(by[v, 0], label[(low + v) // objectives, v % objectives]) * share[v]
+        _back(by[v, 0], z[v], meta.gate[first + v], tower.output[v % objectives], error[v], ignored[0])
+    for v in range(count):
+        bias[v % objectives] += by[v, 0]
+        for j in range(width):
+            tower.output[v % objectives, j] += by[v, 0] * active[v, j]
+    space.used[0] = mark
+
+
+@kernel
+def _weigh(products: F32, change: Change, lists: Lists, block: Block, objectives: int, more: float) -> None:
+    """Products (rows, m) of a block's rows plus `more`, by their list's shares."""
+    plus, end = np.float32(more), 0
+    for t in range(len(change.share)):
+        start, end = end, end + lists.n_items[block.first + t] * objectives
+        own = change.share[t]
+        for v in range(start, end):
+            for k in range(len(own)):
+                products[v, k] = (products[v, k] + plus) * own[k]
+
+
+@kernel
 def _adapted(
-    meta: Meta, across: F32, change: Change, lists: Lists, begin: int, end: int, share: float, fitted: F32, slopes: Slopes,
+    meta: Meta, known: Known, change: Change, lists: Lists, settings: Settings, block: Block, fitted: F32, slopes: Slopes,
     train: bool, space: Workspace,
 ) -> float:  # fmt: skip
-    """Score rows [begin, end) under a changed tower; `share` of their loss is returned, when training its gradients are added.
+    """Score the rows of a block under changed towers; returns their part of the loss, when training its gradients are added.
 
-    A query's pre-activation is z + (q A' + 1) S, so its hidden input also gets (dz S') A.
+    A query's pre-activation is z + ((q A' + 1) x share) S, so its hidden input also gets ((dz S') x share) A.
     """
-    objectives, width = change.tower.output.shape
-    start, stop, low, n, loss = begin * objectives, end * objectives, change.first - lists.label.size, len(change.error), 0.0
-    count = stop - start
+    objectives, width = change.bias.shape[1], change.error.shape[1]
+    start, count, low = block.begin * objectives, (block.end - block.begin) * objectives, block.low * objectives
+    n, stop = len(change.error), start + count
     products, z, active, by = room(space, count, n), room(space, count, width), room(space, count, width), room(space, count, 1)
-    products[:] = 1
-    product(meta.hidden[start:stop], across[:, low : low + n], products, True)
+    product(meta.hidden[start:stop], known.across[:, low : low + n], products, False)
+    _weigh(products, change, lists, block, objectives, 1.0)
     z[:] = meta.z[start:stop]
     product(products, change.error, z, True)
     _activate(z, meta.gate, start, active)
-    _logits(active, change.tower, meta.offset, start, by)
+    loss, learns = _losses(meta, change, lists, settings, block, active, by, fitted, space)
+    if not (train and learns):
+        return loss
+    back = room(space, count, width)
+    back[:] = 0
+    end = 0
+    for t in range(len(change.bias)):
+        begin, end = end, end + lists.n_items[block.first + t] * objectives
+        output = change.output[t].reshape(objectives, width)
+        for v in range(begin, end):
+            _back(by[v, 0], z[v], meta.gate[start + v], output[v % objectives], back[v], slopes.gate[start + v])
+    _output_back(by, active, slopes)
+    product(back, change.back, products, False)
+    _weigh(products, change, lists, block, objectives, 0.0)
+    first = lists.label.size + low
+    product(products, meta.hidden[first : first + n], slopes.hidden[start:stop], True)
     for v in range(count):
-        i, o = begin + v // objectives, v % objectives
-        p, entropy = _probability(by[v, 0], lists.label[i, o])
-        own = lists.weight[i, o] * share
-        fitted[i, o] = p
-        loss += own * entropy
-        by[v, 0] = own * (p - lists.label[i, o])
-    if train and share > 0:
-        back = room(space, count, width)
-        _back(by, z, meta.gate, start, change.tower.output, back)
-        _gate_back(by, z, start, change.tower.output, slopes.gate)
-        _output_back(by, active, slopes)
-        product(back, turned(change.error, space), products, False)
-        product(products, meta.hidden[change.first : change.first + n], slopes.hidden[start:stop], True)
-        for v in range(count):
-            slopes.offset[start + v, 0] += by[v, 0]
-            for j in range(width):
-                slopes.z[start + v, j] += back[v, j]
+        slopes.offset[start + v, 0] += by[v, 0]
+        for j in range(width):
+            slopes.z[start + v, j] += back[v, j]
     return loss
+
+
+@kernel
+def _losses(
+    meta: Meta, change: Change, lists: Lists, settings: Settings, block: Block, active: F32, by: F32, fitted: F32, space: Workspace
+) -> tuple[float, bool]:  # fmt: skip
+    """Loss of a block's rows, and whether any of it is learned from; fills `by` (n, 1) with its derivative by each logit."""
+    (rows, width), objectives = active.shape, change.bias.shape[1]
+    scaled, ones = room(space, rows, width), room(space, width, 1)
+    ones[:] = 1
+    end, loss, learns, first = 0, 0.0, False, block.begin * objectives
+    for t in range(len(change.bias)):
+        start, end = end, end + lists.n_items[block.first + t] * objectives
+        for v in range(start, end):
+            o = v % objectives
+            by[v, 0] = change.bias[t, o] + meta.offset[first + v, 0]
+            for j in range(width):
+                scaled[v, j] = active[v, j] * change.output[t, o * width + j]
+    product(scaled, ones, by, True)
+    end = 0
+    for t in range(len(change.bias)):
+        start, end = end, end + lists.n_items[block.first + t] * objectives
+        share = settings.weight / len(lists.label) if lists.codes[block.first + t] == ON else 0.0
+        learns |= share > 0
+        for v in range(start, end):
+            i, o = (first + v) // objectives, v % objectives
+            p, entropy = _probability(by[v, 0], lists.label[i, o])
+            own = lists.weight[i, o] * share
+            fitted[i, o] = p
+            loss += own * entropy
+            by[v, 0] = own * (p - lists.label[i, o])
+    return loss, learns
 
 
 @kernel
@@ -318,25 +394,25 @@ def learn(
 ) -> float:  # fmt: skip
     """Score R rows under both towers, (R, O) each, and return the joint loss; when training, `slopes` receives its gradients."""
     loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
-    support, end = lists.label.size, 0
+    support, t, begin = lists.label.size, 0, 0
     known = _known(meta, tower, support, lists.s_label, space)
-    across = turned(meta.hidden[support:], space)
-    for t in range(len(lists.n_items)):
-        begin, end = end, end + lists.n_items[t]
+    while t < len(lists.n_items):
         if lists.taken[t] == 0:
+            t, begin = t + 1, begin + lists.n_items[t]
             continue
         mark = space.used[0]
-        share = settings.weight / len(lists.label) if lists.codes[t] == ON else 0.0
-        place = lists.place[t, : lists.taken[t]]
-        change = _adapt(meta, across, tower, known, support, place, lists.s_label, settings, space)
-        loss += _adapted(meta, across, change, lists, begin, end, share, fitted, slopes, train, space)
+        block = _block(lists, t, begin, settings.steps)
+        change = _adapt(meta, tower, known, lists, settings, block, support, space)
+        loss += _adapted(meta, known, change, lists, settings, block, fitted, slopes, train, space)
         space.used[0] = mark
+        t, begin = block.last, block.end
     return loss
 
 
 def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:
     """Numbers that `learn` takes from the workspace, at most."""
-    v, q, gaps = support * objectives, most_items * objectives, 32 * 16
-    known = v * (2 * width + 2 + entry)
-    change = v * (5 * width + 1 + v) + objectives * (width + 1)
-    return rows * objectives * (width + 1) + known + change + q * (v + 3 * width + 1) + gaps
+    v, q, gaps = support * objectives, rows * objectives, 32 * 16
+    known = v * (2 * entry + 3 * width + 1)
+    pairs = max((most_items + 1) * v, LARGEST * objectives) * (objectives + 1)
+    change = v * (5 * width + 1 + v) + q * (width + 1)
+    return known + pairs + change + q * (6 * width + 3) + width + gaps

@@ -104,6 +104,14 @@ def by_torch(parameters: base.Parameters, x: torch.Tensor, plan: Plan) -> torch.
     return first * scale[:, 0] + products * scale[:, 1]
 
 
+class Sums(NamedTuple):
+    """Of every row: first-order sum (n, 1), products (n, 1), sum of all vectors (n, E), which only "fm" has."""
+
+    first: F32
+    products: F32
+    total: F32
+
+
 @kernel
 def cut(flat: F32, at: int, plan: Plan) -> Arrays:
     """The parameters, or their gradients, in the flat vector from `at`; those that the plan does not have are empty."""
@@ -117,106 +125,110 @@ def cut(flat: F32, at: int, plan: Plan) -> Arrays:
 
 
 @kernel
-def _pairs(x: F32, n: int, plan: Plan, own: Arrays, total: F32, products: F32) -> None:
-    """Fill `total` (n, E) with the sum of a row's vectors, and `products` (n, 1) with the inner products of all pairs of them.
+def _pairs(x: F32, plan: Plan, own: Arrays, sums: Sums) -> None:
+    """Fill the sums of a row's vectors and the inner products of all pairs of them, and add numbers to the first-order sums.
 
     Those of numbers are one matrix product, and their squares are squares of numbers by the squared lengths of their vectors.
     """
-    width, embedded = plan.width, plan.categories * plan.width
-    lengths = np.empty(plan.numbers, np.float32)
+    n, width, embedded = len(x), plan.width, plan.categories * plan.width
+    numbers = x[:, embedded : embedded + plan.numbers]
+    lengths, squared = np.empty((plan.numbers, 1), np.float32), np.empty((n, plan.numbers), np.float32)
     for j in range(plan.numbers):
-        lengths[j] = squares(address(own.numbers[j]), width)
-    product(x[:n, embedded : embedded + plan.numbers], own.numbers, total, False)
+        lengths[j, 0] = squares(address(own.numbers[j]), width)
+    product(numbers, own.numbers, sums.total, False)
+    product(numbers, own.first.reshape(plan.numbers, 1), sums.first, True)
     for i in range(n):
-        row, sums, one = address(x[i]), address(total[i]), np.float32(1)
+        row, total = address(x[i]), address(sums.total[i])
         for c in range(plan.categories):
-            add(sums, row + 4 * c * width, one, width)
-        least = squares(row, embedded)
+            add(total, row + 4 * c * width, np.float32(1), width)
+        sums.products[i, 0] = squares(row, embedded)
         for j in range(plan.numbers):
-            by = x[i, embedded + j]
-            least += by * by * lengths[j]
-        products[i, 0] = np.float32(0.5) * (squares(sums, width) - least)
+            squared[i, j] = numbers[i, j] * numbers[i, j]
+    product(squared, lengths, sums.products, True)
+    for i in range(n):
+        sums.products[i, 0] = np.float32(0.5) * (squares(address(sums.total[i]), width) - sums.products[i, 0])
 
 
 @kernel
-def _terms(x: F32, n: int, plan: Plan, own: Arrays, total: F32, first: F32, products: F32) -> None:
-    """First-order sums and products (n, 1) of the first n rows; `total` (n, E) is filled where `_pairs` needs it."""
-    numbers, weights = plan.categories * plan.width, x.shape[1] - plan.categories
-    products[:] = 0
-    for i in range(n):
-        found = np.float32(0)
-        for j in range(weights, x.shape[1]):
-            found += x[i, j]
-        for j in range(plan.numbers):
-            found += x[i, numbers + j] * own.first[j]
-        first[i, 0] = found
+def terms(x: F32, plan: Plan, own: Arrays) -> Sums:
+    """What the wide part sums of rows (n, row)."""
+    n, ones = len(x), np.ones((plan.categories, 1), np.float32)
+    sums = Sums(np.zeros((n, 1), np.float32), np.zeros((n, 1), np.float32), np.empty((n, plan.width), np.float32))
+    if plan.kind == OFF:
+        return sums
+    product(x[:, x.shape[1] - plan.categories :], ones, sums.first, True)
     if plan.kind == FM:
-        _pairs(x, n, plan, own, total, products)
+        _pairs(x, plan, own, sums)
     elif plan.user >= 0 and plan.item >= 0:
         for i in range(n):
             for d in range(plan.width):
-                products[i, 0] += x[i, plan.user * plan.width + d] * x[i, plan.item * plan.width + d]
+                sums.products[i, 0] += x[i, plan.user * plan.width + d] * x[i, plan.item * plan.width + d]
+    return sums
 
 
 @kernel
-def forward(x: F32, plan: Plan, own: Arrays, offset: F32) -> None:
-    """Fill `offset` (n, O) with the wide part of gathered rows (n, row)."""
-    if plan.kind == OFF:
-        offset[:] = 0
-        return
-    n = len(x)
-    total, first, products = np.empty((n, plan.width), np.float32), np.empty((n, 1), np.float32), np.empty((n, 1), np.float32)
-    _terms(x, n, plan, own, total, first, products)
-    for i in range(n):
+def forward(x: F32, plan: Plan, own: Arrays, offset: F32) -> Sums:
+    """Fill `offset` (n, O) with the wide part of gathered rows (n, row); returns what `backward` needs."""
+    sums = terms(x, plan, own)
+    for i in range(len(x)):
         for o in range(plan.objectives):
-            offset[i, o] = first[i, 0] * own.scale[2 * o] + products[i, 0] * own.scale[2 * o + 1]
+            if plan.kind == OFF:
+                offset[i, o] = 0
+            else:
+                offset[i, o] = sums.first[i, 0] * own.scale[2 * o] + sums.products[i, 0] * own.scale[2 * o + 1]
+    return sums
 
 
 @kernel
-def backward(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F32) -> None:
+def backward(x: F32, plan: Plan, own: Arrays, sums: Sums, doffset: F32, slope: Arrays, dx: F32) -> None:
     """Fill `slope` and add to `dx` (R, row) from the gradient of the first R rows' wide part (R, O)."""
     if plan.kind == OFF:
         return
     n = len(dx)
-    total, first, products = np.empty((n, plan.width), np.float32), np.empty((n, 1), np.float32), np.empty((n, 1), np.float32)
-    _terms(x, n, plan, own, total, first, products)
+    up_first, up = np.zeros((n, 1), np.float32), np.zeros((n, 1), np.float32)
     slope.scale[:] = 0
     for i in range(n):
-        up_first, up = np.float32(0), np.float32(0)
         for o in range(plan.objectives):
-            slope.scale[2 * o] += doffset[i, o] * first[i, 0]
-            slope.scale[2 * o + 1] += doffset[i, o] * products[i, 0]
-            up_first += doffset[i, o] * own.scale[2 * o]
-            up += doffset[i, o] * own.scale[2 * o + 1]
+            slope.scale[2 * o] += doffset[i, o] * sums.first[i, 0]
+            slope.scale[2 * o + 1] += doffset[i, o] * sums.products[i, 0]
+            up_first[i, 0] += doffset[i, o] * own.scale[2 * o]
+            up[i, 0] += doffset[i, o] * own.scale[2 * o + 1]
         for j in range(dx.shape[1] - plan.categories, dx.shape[1]):
-            dx[i, j] += up_first
-        first[i, 0], products[i, 0] = up_first, up
+            dx[i, j] += up_first[i, 0]
     if plan.kind == FM:
-        _pairs_back(x, plan, own, total, first, products, slope, dx)
+        _pairs_back(x, plan, own, sums.total, up_first, up, slope, dx)
     elif plan.user >= 0 and plan.item >= 0:
         for i in range(n):
             for d in range(plan.width):
-                dx[i, plan.user * plan.width + d] += products[i, 0] * x[i, plan.item * plan.width + d]
-                dx[i, plan.item * plan.width + d] += products[i, 0] * x[i, plan.user * plan.width + d]
+                dx[i, plan.user * plan.width + d] += up[i, 0] * x[i, plan.item * plan.width + d]
+                dx[i, plan.item * plan.width + d] += up[i, 0] * x[i, plan.user * plan.width + d]
+
+
+@kernel
+def _again(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F32) -> None:
+    """`backward` where nothing was kept of the forward pass."""
+    backward(x, plan, own, terms(x, plan, own), doffset, slope, dx)
 
 
 @kernel
 def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: F32, slope: Arrays, dx: F32) -> None:
     """Backward of `_pairs` and of the numbers' weights, from the gradients (R, 1) of the first-order sum and of the products."""
     width, embedded, n = plan.width, plan.categories * plan.width, len(dx)
-    scaled, least = np.empty((n, plan.numbers), np.float32), np.zeros(plan.numbers, np.float32)
-    slope.first[:] = 0
+    numbers, scaled, least = (
+        x[:n, embedded : embedded + plan.numbers],
+        np.empty((n, plan.numbers), np.float32),
+        np.zeros(plan.numbers, np.float32),
+    )
     for i in range(n):
         row, into, by = address(x[i]), address(dx[i]), up[i, 0]
         for c in range(plan.categories):
             add(into + 4 * c * width, address(total[i]), by, width)
         add(into, row, -by, embedded)
         for j in range(plan.numbers):
-            number = x[i, embedded + j]
-            scaled[i, j] = by * number
-            least[j] += by * number * number
-            slope.first[j] += up_first[i, 0] * number
-    product(scaled.T, total, slope.numbers, False)
+            scaled[i, j] = by * numbers[i, j]
+            least[j] += scaled[i, j] * numbers[i, j]
+    product(numbers.T, up_first, slope.first.reshape(plan.numbers, 1), False)
+    product(scaled.T, total[:n], slope.numbers, False)
     for j in range(plan.numbers):
         for d in range(width):
             slope.numbers[j, d] -= least[j] * own.numbers[j, d]
@@ -245,7 +257,7 @@ def add_back(
     """Fill the gradients `slope` of `own` and add to `dx` (n, row), from the gradient (n, O) of `added`."""
     if plan.kind != OFF:
         gradient = doffset.contiguous().numpy()
-        backward(x.detach().numpy(), plan, _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
+        _again(x.detach().numpy(), plan, _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
 
 
 class _Wide(torch.autograd.Function):

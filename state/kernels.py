@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 import numba
+import numpy as np
+import numpy.typing as npt
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Number = TypeVar("Number", bound=np.generic)
 
 
 def kernel(function: Function) -> Function:
@@ -14,3 +17,8 @@ def kernel(function: Function) -> Function:
     No fast-math and no reordering of sums: the same input gives the same bytes (docs/decisions).
     """
     return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def plain(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """The array as kernels take it: itself, or a copy if it is read-only, unaligned or not contiguous."""
+    return array if array.flags.carray else np.array(array)
