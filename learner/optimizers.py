@@ -86,7 +86,8 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
 
 @kernel
 def _descend(
-    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, rules: Rules, scale: float, step: int, share: float
+    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, rules: Rules, scale: float, step: int,
+    share: float,
 ) -> None:  # fmt: skip
     """A step of every span (from, to, rule), and of the average towards it."""
     for k in range(len(spans)):

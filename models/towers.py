@@ -282,7 +282,8 @@ def _adapt(
 
 @kernel
 def _next_step(
-    meta: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, support: int, space: Workspace
+    meta: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, support: int,
+    space: Workspace,
 ) -> None:  # fmt: skip
     """An inner step of one task after the first: a row sees what the others did before through the products of their inputs."""
     (count, width), objectives, mark, first = error.shape, len(bias), space.used[0], support + low
@@ -357,7 +358,8 @@ def _adapted(
 
 @kernel
 def _losses(
-    meta: Meta, change: Change, lists: Lists, settings: Settings, block: Block, active: F32, by: F32, fitted: F32, space: Workspace
+    meta: Meta, change: Change, lists: Lists, settings: Settings, block: Block, active: F32, by: F32, fitted: F32,
+    space: Workspace,
 ) -> tuple[float, bool]:  # fmt: skip
     """Loss of a block's rows, and whether any of it is learned from; fills `by` (n, 1) with its derivative by each logit."""
     (rows, width), objectives = active.shape, change.bias.shape[1]
