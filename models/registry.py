@@ -22,6 +22,7 @@ from models import (
     single,
     star,
     trs,
+    two_tower,
 )
 from state import config
 
@@ -41,6 +42,7 @@ MODELS: dict[str, Callable[[config.Config], base.Model]] = {
     "single": single.Single,
     "star": star.Star,
     "trs": trs.TRS,
+    "two_tower": two_tower.TwoTower,
 }
 
 

@@ -12,6 +12,7 @@ BENCHES = {
     "models": "every model of the zoo by scenario and objective, against each scenario's own network, with ablations",
     "meta": "what every meta-learning algorithm gains over no adaptation and over one bias per task, and for whom",
     "adaptation": "meta-gradients against vmap(grad) and a loop over tasks: tasks per second, memory, agreement",
+    "retrieval": "recall and NDCG of what a user acts on next, two towers adapted and not, against popularity",
     "merge": "what one merged model costs against a model for every scenario: parameters, keys, rows per second, memory",
     "streams": "impressions per second of enrich, join and group on a real broker and store",
     "steps": "rows per second of the training step from memory, native and torch, with and without meta-learning",
