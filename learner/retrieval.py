@@ -123,7 +123,7 @@ class Retriever:
         self.gradient.flat.zero_()
         hidden = self.model.user(self.parameters, x[: len(rows)])
         vector, bias = self.model.item(self.parameters, x)
-        same = torch.from_numpy(clash & ~np.eye(*clash.shape, dtype=bool))
+        same = torch.from_numpy(clash & (np.arange(clash.shape[1]) != np.arange(len(clash))[:, None]))
         base_logit = bias[:, 0] - torch.from_numpy(log_share)
         wanted = torch.arange(len(rows))
 

@@ -39,7 +39,7 @@ def trained(settings: config.Config, rows: int = 960) -> tuple[retrieval.Retriev
     made, queue, random, said = retrieval.Retriever(settings, whole), retrieval.Queue(200), np.random.default_rng(1), []
     for at in range(0, rows, 32):
         batch = np.arange(at, at + 32)
-        support = retrieval.supports([before(user, row) for row in batch], 8, 3, queue.rows(), random)
+        support = retrieval.supports([before(user, row) for row in batch.tolist()], 8, 3, queue.rows(), random)
         every = np.concatenate([batch, queue.rows()[-64:]])
         clash = (item[batch, None] == item[every]) | (user[batch, None] == user[every])
         share = queue.log_share(item[every].astype(np.uint64))
@@ -71,7 +71,7 @@ def test_adapting_finds_what_a_user_likes_where_only_the_user_s_actions_say_it()
     assert np.mean(said[-5:]) < np.mean(said[3:8])
     _, user, item = log()
     rows = np.arange(960, 1200)
-    support = retrieval.supports([before(user, row) for row in rows], 8, 3, queue.rows(), np.random.default_rng(3))
+    support = retrieval.supports([before(user, row) for row in rows.tolist()], 8, 3, queue.rows(), np.random.default_rng(3))
     first = np.array([int(np.flatnonzero(item == i)[0]) for i in range(ITEMS)])
     vector, bias = made.items(first)
     plain, adapted = (np.mean((v @ vector.T + bias).argmax(1) % KINDS == user[rows] % KINDS) for v in made.users(rows, support))

@@ -73,7 +73,7 @@ class Shelf(NamedTuple):
     """What is known of the items when a batch begins: a row of each (-1: never shown), its actions, and its recent ones."""
 
     row: I64
-    count: F64
+    total: F64
     recent: F64
 
 
@@ -108,7 +108,8 @@ class Catalogue:
     def before(self, row: int) -> I64:
         """Rows that the user of `row` acted on strictly earlier."""
         known = np.array(self.history.get(int(self._log.user[row]), ()), np.int64)
-        return known[self._log.ts[known] < self._log.ts[row]]
+        earlier: I64 = known[self._log.ts[known] < self._log.ts[row]]
+        return earlier
 
 
 def rank(score: F32 | F64, wanted: I64, hidden: list[list[int]]) -> I64:
@@ -164,7 +165,7 @@ def _searched(
     for name, user in zip(("unadapted", "adapted"), trained.users(batch, support), strict=True):
         score[name] = np.full((len(batch), len(there)), -np.inf)
         score[name][:, there] = user @ vector.T + bias
-    for name, count in (("popular", shelf.count), ("recently popular", shelf.recent)):
+    for name, count in (("popular", shelf.total), ("recently popular", shelf.recent)):
         score[name] = np.broadcast_to(np.where(there, count, -np.inf), (len(batch), len(there)))
     return {name: rank(score[name], wanted, hidden) for name in score}
 
@@ -206,7 +207,7 @@ def retrieval(
     spec: Annotated[pathlib.Path | None, typer.Option(help="a configuration of your own, with --data")] = None,
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
     burn_in: Annotated[float, typer.Option(min=0, max=0.9, help="share of the actions that no figure counts")] = 0.2,
-    held_out: Annotated[bool, typer.Option("--plain", help="train without the meta loss as well, and adapt that")] = False,
+    without: Annotated[bool, typer.Option("--without", help="train without the meta loss as well, and adapt that")] = False,
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
 ) -> None:
     """Recall and NDCG of the next action, searched before it is learned, adapted and not, against popularity."""
@@ -220,7 +221,7 @@ def retrieval(
         protocol.prepare(config, quality.open_log(config, data, None, limit), protocol.Lag(), progress.stage("features"))
     )
     measured = {"two_tower": measure(config, log, Options(), progress.stage("two_tower"))}
-    if held_out:
+    if without:
         alone = msgspec.structs.replace(config, meta=msgspec.structs.replace(config.meta, weight=0.0))
         measured["two_tower without meta loss"] = measure(alone, log, Options(), progress.stage("without meta loss"))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
