@@ -99,21 +99,27 @@ def _descend(
                     values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1,
                     rules.beta2, rules.decay,
                 )  # fmt: skip
-            elif rule == ADAGRAD:
-                _adagrad(values[part], square[part], gradient[part], scale, rules.dense_rate, rules.decay)
+                _approach(average[part], values[part], share)
             else:
-                _adagrad(values[part], square[part], gradient[part], scale, rules.wide_rate, 0.0)
-            _approach(average[part], values[part], share)
+                rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
+                _adagrad(values[part], square[part], average[part], gradient[part], scale, rate, decay, share)
 
 
 @kernel
-def _adagrad(values: F32, square: F32, gradient: F32, scale: float, rate: float, decay: float) -> None:
-    """AdaGrad (Duchi et al. 2011), an accumulator for each number, with decoupled weight decay; `scale` is of gradients."""
-    by, s, keep = np.float32(rate), np.float32(scale), np.float32(1.0 - rate * decay)
+def _adagrad(
+    values: F32, square: F32, average: F32, gradient: F32, scale: float, rate: float, decay: float, share: float
+) -> None:  # fmt: skip
+    """AdaGrad (Duchi et al. 2011), an accumulator for each number, with decoupled weight decay; `scale` is of gradients.
+
+    Then a step of the average by `share`.
+    """
+    by, s, keep, near = np.float32(rate), np.float32(scale), np.float32(1.0 - rate * decay), np.float32(share)
     for i in range(len(values)):
         g = gradient[i] * s
-        square[i] += g * g
-        values[i] = values[i] * keep - by * g / (np.sqrt(square[i]) + np.float32(1e-8))
+        total, mean = square[i] + g * g, average[i]
+        value = values[i] * keep - by * g / (np.sqrt(total) + np.float32(1e-8))
+        square[i], values[i] = total, value
+        average[i] = mean + near * (value - mean)
 
 
 @kernel

@@ -21,16 +21,16 @@ F32 = npt.NDArray[np.float32]
 
 
 class Work(NamedTuple):
-    """A minibatch as the network sees it: R query rows, then the U distinct support rows."""
+    """A minibatch as the network sees it: R query rows, then the V support rows that are none of them (`supports.Distinct`)."""
 
     inputs: F32
-    """(R + U, row) as the rows' scenarios read them (`models.own_gains`)."""
+    """(R + V, row) as the rows' scenarios read them (`models.own_gains`)."""
     shared: F32
-    """(R + U, row) as gathered."""
+    """(R + V, row) as gathered."""
     slot: I64
-    """(R + U,)"""
+    """(R + V,)"""
     earned: F32
-    """(R + U,)"""
+    """(R + V,)"""
     label: F32
     weight: F32
     n_items: I64
@@ -90,9 +90,12 @@ class Autograd:
             return plain, None
         padded = supports.pad(work.found, work.n_items, self.prior)
         with torch.no_grad():
-            known = self.model.trunk(self.parameters, support)
+            more = self.model.trunk(self.parameters, support) if len(support.x) else meta
+            more = base.MetaInput(*(part[: len(support.x)] for part in more))
+        known = base.MetaInput(*(torch.cat([asked.detach(), part]) for asked, part in zip(meta, more, strict=True)))
         label = torch.from_numpy(work.s_label)[padded.support]
-        tasks = adapters.Tasks(adaptation.pick(known, padded.support), label, padded.weight)
+        places = torch.from_numpy(work.found.at)[padded.support]
+        tasks = adapters.Tasks(adaptation.pick(known, places), label, padded.weight)
         query = adaptation.pick(meta, padded.query)
         logit = self.adapter.logits(self.fast, self.adapter.adapt(self.fast, tasks), query).flatten(0, 1)[padded.back]
         asked = torch.zeros(padded.query.numel()).index_copy(0, padded.back, learns[padded.rows]).view_as(padded.query)
@@ -176,4 +179,4 @@ def entering(work: Work) -> base.Inputs:
 def lists(work: Work) -> towers.Lists:
     """The minibatch as compiled towers see it."""
     found = work.found
-    return towers.Lists(work.label, work.weight, work.n_items, work.codes, found.taken, found.place, work.s_label)
+    return towers.Lists(work.label, work.weight, work.n_items, work.codes, found.taken, found.place, work.s_label, found.at)

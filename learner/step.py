@@ -131,12 +131,12 @@ class Trainer:
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64) -> passes.Work:
         codes = self.modes.codes(batch.scenario)
         found = supports.of(self.settings.meta, batch, codes)
-        inputs = np.empty((len(rows) + len(found.rows), self.table.row), np.float32)
+        inputs = np.empty((len(rows) + len(found.extra), self.table.row), np.float32)
         self.table.gather(rows, x, slot, inputs[: len(rows)])
-        if len(found.rows):
-            ids = batch.s_ids[found.rows]
+        if len(found.extra):
+            ids = batch.s_ids[found.extra]
             own = self._slots(ids)
-            self.table.gather(self.table.map.find(ids), batch.s_x[found.rows], own, inputs[len(rows) :])
+            self.table.gather(self.table.map.find(ids), batch.s_x[found.extra], own, inputs[len(rows) :])
             slot = np.concatenate([slot, own])
         return passes.Work(
             self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), plain(batch.weight),

@@ -174,7 +174,7 @@ class NativeTrunk(Protocol):
     """The whole network over one flat parameter vector, written by hand. Threads may share it for scoring."""
 
     def run(self, x: F32, lists: towers.Lists, gradient: Gradient | None) -> Pass:
-        """Score R query rows, before their U distinct support rows in `x` (R + U, row); with `gradient`, fill it as well."""
+        """Score R query rows, before V support rows in `x` (R + V, row); with `gradient`, fill it as well."""
 
 
 class Written(Protocol):

@@ -306,23 +306,19 @@ def adagrad(
 def squares(values: F32) -> float:
     """Sum of squares in double precision; not finite if any value is not.
 
-    Blocks of 256 are squared and halved until eight are left: loops without a running sum, which vectorise in a fixed order.
+    Number i belongs to lane i modulo 64, so that the loop vectorises in a fixed order.
     """
-    block, total = np.empty(256, np.float64), 0.0
-    for start in range(0, len(values), 256):
-        part = values[start : start + 256]
-        for j in range(len(part)):
-            block[j] = np.float64(part[j]) * np.float64(part[j])
-        for j in range(len(part), 256):
-            block[j] = 0.0
-        half = 128
-        while half >= 8:
-            low, high = block[:half], block[half : 2 * half]
-            for j in range(half):
-                low[j] += high[j]
-            half //= 2
-        for j in range(8):
-            total += block[j]
+    lanes, whole = np.zeros(64, np.float64), len(values) - len(values) % 64
+    for start in range(0, whole, 64):
+        part = values[start : start + 64]
+        for j in range(64):
+            v = np.float64(part[j])
+            lanes[j] += v * v
+    total = 0.0
+    for j in range(whole, len(values)):
+        total += np.float64(values[j]) * np.float64(values[j])
+    for j in range(64):
+        total += lanes[j]
     return total
 
 

@@ -177,7 +177,8 @@ class Scorer:
         """Probabilities of the rows before the last `len(label)`, which are the support rows of one task after the other."""
         unknown = np.zeros((len(inputs) - len(label), self._geometry.objectives), np.float32)
         codes = np.full(len(n_items), modes.FINE_TUNE_ONLY)
-        lists = towers.Lists(unknown, unknown, n_items, codes, taken, _places(taken), label)
+        at = np.arange(len(unknown), len(inputs))
+        lists = towers.Lists(unknown, unknown, n_items, codes, taken, _places(taken), label, at)
         done = network.run(inputs, lists, None)
         return done.unadapted, done.adapted
 
@@ -202,7 +203,8 @@ class Scorer:
             share = np.zeros(place.shape, np.float32)
             for task, weight in zip(np.flatnonzero(taken).tolist(), weights, strict=True):
                 share[task, : len(weight)] = weight
-            found = supports.Distinct(np.arange(len(label)), place, taken, share)
+            every = np.arange(len(label))
+            found = supports.Distinct(every, place, taken, every, every + rows, share)
             padded = supports.pad(found, n_items)
             own = base.MetaInput(*(part[rows:] for part in known))
             tasks = adapters.Tasks(

@@ -8,11 +8,14 @@ import torch
 
 from models import base, kernels, modes
 from state import config
-from state.kernels import plain
+from state.kernels import kernel, plain
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Distinct(NamedTuple):
@@ -24,6 +27,10 @@ class Distinct(NamedTuple):
     """(L, cap) positions in `rows`; only the first `taken` of a list count."""
     taken: I64
     """(L,) rows a list adapts on; 0 leaves it unadapted."""
+    extra: I64
+    """(V,) positions of those that are no row of the minibatch itself: these are computed behind its R rows."""
+    at: I64
+    """(U,) where each is computed: below R as the minibatch's equal row, else R + its place in `extra`."""
     share: F32 | None = None
     """(L, cap) weights of a list's rows by age, which sum to one; None: all the same."""
 
@@ -61,14 +68,54 @@ def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
     rows = len(batch.s_ids)
     index, taken = np.zeros((len(counts), cap), np.int32), np.zeros(len(counts), np.int64)
     if not wanted.any():
-        return Distinct(np.zeros(0, np.int64), index, taken)
+        return Distinct(np.zeros(0, np.int64), index, taken, np.zeros(0, np.int64), np.zeros(0, np.int64))
     first = np.empty(rows, np.int64)
-    slots = np.empty(1 << (2 * rows).bit_length(), np.int32)
-    n = kernels.distinct(
-        plain(batch.s_ids), plain(batch.s_x).view(np.uint32), plain(batch.s_label).view(np.uint32),
-        counts, wanted, cap, index, taken, first, slots,
-    )  # fmt: skip
-    return Distinct(first[:n], index, taken)
+    slots = np.empty(1 << (2 * max(rows, len(batch.ids))).bit_length(), np.int32)
+    s_ids, s_x = plain(batch.s_ids), plain(batch.s_x).view(np.uint32)
+    n = kernels.distinct(s_ids, s_x, plain(batch.s_label).view(np.uint32), counts, wanted, cap, index, taken, first, slots)
+    extra, at = np.empty(n, np.int64), np.empty(n, np.int64)
+    more = _place(plain(batch.ids), plain(batch.x).view(np.uint32), s_ids, s_x, first[:n], slots, extra, at)
+    return Distinct(first[:n], index, taken, extra[:more], at)
+
+
+@kernel
+def _hash(ids: U64, i: int) -> np.uint64:
+    h = np.uint64(0)
+    for f in range(ids.shape[1]):
+        h += (ids[i, f] ^ (_ODD * np.uint64(f))) * _ODD
+    return kernels.mix(h)
+
+
+@kernel
+def _same(ids: U64, x: U32, i: int, s_ids: U64, s_x: U32, j: int) -> bool:
+    for f in range(ids.shape[1]):
+        if ids[i, f] != s_ids[j, f]:
+            return False
+    same = True
+    for f in range(x.shape[1]):
+        same = same and x[i, f] == s_x[j, f]
+    return same
+
+
+@kernel
+def _place(ids: U64, x: U32, s_ids: U64, s_x: U32, first: I64, slots: I32, extra: I64, at: I64) -> int:
+    """Find support rows among the minibatch's: lists of one user close together are each other's support. See `Distinct`."""
+    slots[:] = -1
+    last, more = np.uint64(len(slots) - 1), 0
+    for i in range(len(ids)):
+        h = _hash(ids, i) & last
+        while slots[h] >= 0:
+            h = (h + np.uint64(1)) & last
+        slots[h] = i
+    for k in range(len(first)):
+        h = _hash(s_ids, first[k]) & last
+        while slots[h] >= 0 and not _same(ids, x, slots[h], s_ids, s_x, first[k]):
+            h = (h + np.uint64(1)) & last
+        at[k] = slots[h]
+        if slots[h] < 0:
+            at[k], extra[more] = len(ids) + more, first[k]
+            more += 1
+    return more
 
 
 class Padded(NamedTuple):

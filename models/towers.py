@@ -1,7 +1,7 @@
 """The tower and its adaptation in native code: plain and adapted scores, the joint loss and its gradients.
 
 The same mathematics as `models.adaptation` without padding or autograd. A row counts once per objective: all matrices here hold
-virtual rows, row i's objective o at i x O + o. Query rows come first, then the distinct support rows.
+virtual rows, row i's objective o at i x O + o. Query rows come first, then the support rows that are none of them.
 """
 
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.matrices import Workspace, product, room, turned
+from models.vectors import address, write
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
@@ -45,6 +46,8 @@ class Lists(NamedTuple):
     place: I32
     s_label: F32
     """(U, O) of the distinct support rows."""
+    at: I64
+    """(U,) which of the computed rows each of them is: a query row, or one behind those."""
 
 
 class Tower(NamedTuple):
@@ -205,22 +208,41 @@ def _plain(
 
 
 @kernel
-def _known(meta: Meta, tower: Tower, first: int, label: F32, space: Workspace) -> Known:
-    """The support rows, from virtual row `first`."""
+def _copy(to: F32, i: int, source: F32, j: int) -> None:
+    """Row i = row j. An assignment of slices costs more than these few numbers."""
+    write(address(to) + i * to.strides[0], address(source) + j * source.strides[0], np.float32(1), to.shape[1])
+
+
+@kernel
+def _support(meta: Meta, lists: Lists, objectives: int, space: Workspace) -> Meta:
+    """Meta inputs of the distinct support rows, one after the other."""
+    count, entry, width = len(lists.at) * objectives, meta.hidden.shape[1], meta.z.shape[1]
+    found = Meta(room(space, count, entry), room(space, count, width), room(space, count, width), room(space, count, 1))
+    for v in range(count):
+        source = lists.at[v // objectives] * objectives + v % objectives
+        _copy(found.hidden, v, meta.hidden, source)
+        _copy(found.z, v, meta.z, source)
+        _copy(found.gate, v, meta.gate, source)
+        found.offset[v, 0] = meta.offset[source, 0]
+    return found
+
+
+@kernel
+def _known(support: Meta, tower: Tower, label: F32, space: Workspace) -> Known:
+    """What the support rows say."""
     objectives, width = tower.output.shape
     count = label.size
     slope, error, output = room(space, count, 1), room(space, count, width), room(space, count, width)
-    z, gates = meta.z[first : first + count], meta.gate[first : first + count]
-    _activate(z, meta.gate, first, output)
-    _logits(output, tower, meta.offset, first, slope)
+    _activate(support.z, support.gate, 0, output)
+    _logits(output, tower, support.offset, 0, slope)
     for v in range(count):
         o = v % objectives
         up = _error(slope[v, 0], label[v // objectives, o])
         slope[v, 0] = up
         for j in range(width):
             output[v, j] *= up
-            error[v, j] = up * tower.output[o, j] * gates[v, j] if z[v, j] > 0 else np.float32(0)
-    return Known(slope, error, output, turned(meta.hidden[first : first + count], space), turned(error, space))
+            error[v, j] = up * tower.output[o, j] * support.gate[v, j] if support.z[v, j] > 0 else np.float32(0)
+    return Known(slope, error, output, turned(support.hidden, space), turned(error, space))
 
 
 @kernel
@@ -246,9 +268,9 @@ def _block(lists: Lists, first: int, begin: int, steps: int) -> Block:
 
 @kernel
 def _adapt(
-    meta: Meta, tower: Tower, known: Known, lists: Lists, settings: Settings, block: Block, support: int, space: Workspace
+    support: Meta, tower: Tower, known: Known, lists: Lists, settings: Settings, block: Block, space: Workspace
 ) -> Change:  # fmt: skip
-    """The inner steps of a block's tasks; `support` is the first virtual support row."""
+    """The inner steps of a block's tasks."""
     objectives, width = tower.output.shape
     low, high, tasks = block.low * objectives, block.high * objectives, block.last - block.first
     share, output, bias = room(space, tasks, high - low), room(space, tasks, objectives * width), room(space, tasks, objectives)
@@ -258,10 +280,12 @@ def _adapt(
         by = np.float32(-settings.rate / (taken + settings.prior))
         for k in range(taken):
             at = (lists.place[block.first + t, k] - block.low) * objectives
-            share[t, at : at + objectives] += by
+            for o in range(objectives):
+                share[t, at + o] += by
         for o in range(objectives):
             bias[t, o] = tower.bias[o]
-            output[t, o * width : (o + 1) * width] = tower.output[o]
+            for j in range(width):
+                output[t, o * width + j] = tower.output[o, j]
     for o in range(objectives):
         own = share[:, o::objectives]
         product(own, known.output[low + o : high : objectives], output[:, o * width : (o + 1) * width], True)
@@ -273,29 +297,28 @@ def _adapt(
         for j in range(width):
             error[v, j] = known.error[low + v, j] * share[0, v]
     products[:] = 1
-    product(meta.hidden[support + low : support + high], known.across[:, low:high], products, True)
+    product(support.hidden[low:high], known.across[:, low:high], products, True)
     for _ in range(settings.steps - 1):
-        _next_step(meta, products, share[0], error, output, bias[0], lists.s_label, low, support, space)
+        _next_step(support, products, share[0], error, output, bias[0], lists.s_label, low, space)
     share[:] = 1
     return Change(share, error, turned(error, space)[:, : high - low], output, bias)
 
 
 @kernel
 def _next_step(
-    meta: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, support: int,
-    space: Workspace,
+    support: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, space: Workspace
 ) -> None:  # fmt: skip
     """An inner step of one task after the first: a row sees what the others did before through the products of their inputs."""
-    (count, width), objectives, mark, first = error.shape, len(bias), space.used[0], support + low
+    (count, width), objectives, mark = error.shape, len(bias), space.used[0]
     z, active, by, ignored = room(space, count, width), room(space, count, width), room(space, count, 1), room(space, 1, width)
     tower = Tower(output.reshape(objectives, width), bias)
-    z[:] = meta.z[first : first + count]
+    z[:] = support.z[low : low + count]
     product(products, error, z, True)
-    _activate(z, meta.gate, first, active)
-    _logits(active, tower, meta.offset, first, by)
+    _activate(z, support.gate, low, active)
+    _logits(active, tower, support.offset, low, by)
     for v in range(count):
         by[v, 0] = _error(by[v, 0], label[(low + v) // objectives, v % objectives]) * share[v]
-        _back(by[v, 0], z[v], meta.gate[first + v], tower.output[v % objectives], error[v], ignored[0])
+        _back(by[v, 0], z[v], support.gate[low + v], tower.output[v % objectives], error[v], ignored[0])
     for v in range(count):
         bias[v % objectives] += by[v, 0]
         for j in range(width):
@@ -317,8 +340,8 @@ def _weigh(products: F32, change: Change, lists: Lists, block: Block, objectives
 
 @kernel
 def _adapted(
-    meta: Meta, known: Known, change: Change, lists: Lists, settings: Settings, block: Block, fitted: F32, slopes: Slopes,
-    train: bool, space: Workspace,
+    meta: Meta, support: Meta, known: Known, change: Change, lists: Lists, settings: Settings, block: Block, fitted: F32,
+    slopes: Slopes, train: bool, space: Workspace,
 ) -> float:  # fmt: skip
     """Score the rows of a block under changed towers; returns their part of the loss, when training its gradients are added.
 
@@ -347,8 +370,7 @@ def _adapted(
     _output_back(by, active, slopes)
     product(back, change.back, products, False)
     _weigh(products, change, lists, block, objectives, 0.0)
-    first = lists.label.size + low
-    product(products, meta.hidden[first : first + n], slopes.hidden[start:stop], True)
+    product(products, support.hidden[low : low + n], slopes.hidden[start:stop], True)
     for v in range(count):
         slopes.offset[start + v, 0] += by[v, 0]
         for j in range(width):
@@ -396,16 +418,16 @@ def learn(
 ) -> float:  # fmt: skip
     """Score R rows under both towers, (R, O) each, and return the joint loss; when training, `slopes` receives its gradients."""
     loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
-    support, t, begin = lists.label.size, 0, 0
-    known = _known(meta, tower, support, lists.s_label, space)
+    support, t, begin = _support(meta, lists, len(tower.bias), space), 0, 0
+    known = _known(support, tower, lists.s_label, space)
     while t < len(lists.n_items):
         if lists.taken[t] == 0:
             t, begin = t + 1, begin + lists.n_items[t]
             continue
         mark = space.used[0]
         block = _block(lists, t, begin, settings.steps)
-        change = _adapt(meta, tower, known, lists, settings, block, support, space)
-        loss += _adapted(meta, known, change, lists, settings, block, fitted, slopes, train, space)
+        change = _adapt(support, tower, known, lists, settings, block, space)
+        loss += _adapted(meta, support, known, change, lists, settings, block, fitted, slopes, train, space)
         space.used[0] = mark
         t, begin = block.last, block.end
     return loss
@@ -414,7 +436,7 @@ def learn(
 def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:
     """Numbers that `learn` takes from the workspace, at most."""
     v, q, gaps = support * objectives, rows * objectives, 32 * 16
-    known = v * (2 * entry + 3 * width + 1)
+    known = v * (3 * entry + 5 * width + 2)
     pairs = max((most_items + 1) * v, LARGEST * objectives) * (objectives + 1)
     change = v * (5 * width + 1 + v) + q * (width + 1)
     return known + pairs + change + q * (6 * width + 3) + width + gaps

@@ -143,3 +143,40 @@ def test_support_rows_that_differ_in_one_label_are_two() -> None:
         n_support=np.array([2]),
     )  # fmt: skip
     assert len(supports.distinct(twice, np.array([modes.ON]), 1, 16).rows) == 2
+
+
+def known_in_the_minibatch() -> base.Batch:
+    """Two lists of one user; the second's support is the first list's rows and one older, which comes twice."""
+    batch = minibatches.minibatch(minibatches.settings(), 20, 2, support=2, scenario=1)
+    first, older = int(batch.n_items[0]), 2
+    rows = [*range(first)]
+    return batch._replace(
+        s_ids=np.concatenate([batch.s_ids[:older], batch.ids[rows], batch.s_ids[[0, 0]]]),
+        s_x=np.concatenate([batch.s_x[:older], batch.x[rows], batch.s_x[[0, 0]]]),
+        s_label=np.concatenate([batch.s_label[:older], batch.label[rows], batch.s_label[[0, 0]]]),
+        n_support=np.array([older, first + 2]),
+    )
+
+
+def test_support_rows_that_are_rows_of_the_minibatch_are_not_computed_again_and_change_no_score() -> None:
+    learner, batch = trainer(), known_in_the_minibatch()
+    found = supports.distinct(batch, learner.modes.codes(batch.scenario), 1, 16)
+    first, rows = int(batch.n_items[0]), len(batch.ids)
+    assert found.extra.tolist() == [0, 1]
+    assert found.at.tolist() == [rows, rows + 1, *range(first)]
+    said = learner.score(batch).adapted
+    alone = np.concatenate([learner.score(minibatches.alone(batch, [i])).adapted for i in range(2)])
+    assert said == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 3])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_support_row_that_comes_twice_counts_twice_on_every_path(inner_steps: int, native: bool) -> None:
+    batch, settings = known_in_the_minibatch(), minibatches.settings(meta={"inner_rate": 0.5, "inner_steps": inner_steps})
+    quick, reference = step.Trainer(settings, native), step.Trainer(settings, native=False, compiled=False)
+    for i in range(3):
+        quick.step(minibatches.minibatch(settings, i), i)
+    reference.load(quick.arrays())
+    a, b = quick.step(batch, 100), reference.step(batch, 100)
+    assert a.adapted == pytest.approx(b.adapted, abs=1e-5)
+    assert quick.gradient.flat.tolist() == pytest.approx(reference.gradient.flat.tolist(), abs=1e-5)

@@ -70,6 +70,7 @@ def native(given: Tasks, start: Parameters, steps: int) -> Gradients:
     lists = towers.Lists(
         given.asked.reshape(-1, 1).numpy(), np.ones((queries, 1), np.float32), np.full(count, QUERY), np.full(count, modes.ON),
         np.full(count, SUPPORT), np.arange(known, dtype=np.int32).reshape(count, SUPPORT), given.known.reshape(-1, 1).numpy(),
+        np.arange(queries, queries + known),
     )  # fmt: skip
     settings, end = towers.Settings(RATE, steps, 1.0, 0.0), towers.Tower(own["output.weight"], own["output.bias"])
     space = matrices.workspace(towers.room_needed(queries, QUERY, known, 1, ENTRY, WIDTH))
