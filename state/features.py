@@ -86,7 +86,6 @@ class Engine:
         order = np.arange(len(lists.ts)) if order is None else order
         self._batch, self._now_s = self._batch + 1, now_s
         people = self._users.slots(np.concatenate([lists.user, actions.user]), self._batch)
-        oldest = now_s - self._age_s
         reader = self._mode == "reader"
         new_users = self._users.unread(people, np.inf if reader else -np.inf)
         item_slots, new_items = self._item_slots(lists, actions)
@@ -97,10 +96,11 @@ class Engine:
         batch = _batch(lists, actions, people, fresh_lists, fresh_actions)
         complete = len(actions.ts) == 0 or not (len(new_users) or len(new_items))
         resolved = _unresolved(lists, actions if complete else no_actions(), self.compiled.id_width)
-        rows = [_rows_of_lists(lists)]
+        rows, oldest = [_rows_of_lists(lists)], [now_s - self._age_s]
         if len(actions.ts) and complete:
             self._resolve(order, batch, people, item_slots, resolved)
             rows.append(_rows_of_actions(actions, batch, resolved))
+            oldest.append(-np.inf)  # an action only adds: however old the value beneath is, nothing is stamped from it
         slots, found = self._locate(rows, oldest)
         if self._mode == "local":
             self._cells.zero(found)
@@ -113,8 +113,19 @@ class Engine:
             self._prepared = _Prepared(lists, actions, order, batch, resolved, slots[0], a_slots, wanted)
         return wanted
 
+    def ahead(self, lists: Lists, now_s: float) -> stores.Wanted:
+        """What lists that will run later need of the store: nothing depends on the answer, so it may be read at leisure.
+
+        Not between `wanted` and `run` of a batch. `wanted` as of the same `now_s` asks for what was not filled by then.
+        """
+        self._batch += 1
+        people = self._users.slots(lists.user, self._batch)
+        _, found = self._locate([_rows_of_lists(lists)], [now_s - self._age_s])
+        none = np.zeros(0, np.uint64)
+        return stores.Wanted(self._cells.wanted(found), self._users.table.keys[0, self._users.unread(people, -np.inf)], none)
+
     def fill(self, wanted: stores.Wanted, found: stores.Found, now_s: float) -> None:
-        """Take over what was read for `wanted`."""
+        """Take over what was read for `wanted`; several may be under way if their replies come in the order of the questions."""
         self._cells.fill(wanted.cells, found.cells, now_s)
         self._users.fill(wanted.users, found.users, now_s, replace=self._mode == "reader")
         self._items.fill(wanted.items, found.items, now_s, replace=False)
@@ -228,16 +239,17 @@ class Engine:
         rows = users.rings(self._users.rows[slots])
         stamping.resolve(self._plan, order, scratch, rows, self._items.table, self._items.rows, *items, resolved)
 
-    def _locate(self, rows: list[stamping.Rows], oldest: float) -> tuple[list[npt.NDArray[np.int32]], I64]:
-        """Slots of every row's cells, and the (kind, slot) pairs to read."""
+    def _locate(self, rows: list[stamping.Rows], oldest: list[float]) -> tuple[list[npt.NDArray[np.int32]], I64]:
+        """Slots of every row's cells, and the (kind, slot) pairs to read: shared ones also if read before the rows' `oldest`."""
         oldest_owned = np.inf if self._mode == "reader" else -np.inf
-        ages = np.where(np.array(self.compiled.owned), oldest_owned, -np.inf if self._mode == "local" else oldest)
+        owned, never = np.array(self.compiled.owned), self._mode == "local"
+        ages = [np.where(owned, oldest_owned, -np.inf if never else bound) for bound in oldest]
         slots = [np.empty((len(r.of), self._width), np.int32) for r in rows]
         found = np.empty((sum(s.size for s in slots), 2), np.int64)
         while True:
             n = 0
-            for r, out in zip(rows, slots, strict=True):
-                n = stamping.locate(self._plan, self._cells.table, r, self._batch, ages, out, found, n)
+            for r, out, age in zip(rows, slots, ages, strict=True):
+                n = stamping.locate(self._plan, self._cells.table, r, self._batch, age, out, found, n)
                 if n < 0:
                     self._cells.make_room(-1 - n, self._batch)
                     self._batch += 1

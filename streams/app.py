@@ -22,6 +22,7 @@ from streams import agents, faust_fetch, faust_stage, prometheus_metrics, warmin
 SETTLE_S, STOP_S = 2.0, 1.5
 STORE_PATIENCE_S = 30.0
 FETCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
 # A full stream buffer makes Faust wait in tasks for every message; it pauses a partition in time if polls are small beside it.
 BUFFERED_MESSAGES, POLLED_MESSAGES = 8192, 500
 log = logging.getLogger("thousandfold.streams")
@@ -130,6 +131,7 @@ async def _producer(config: Config) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
         enable_idempotence=True,
         acks="all",
         linger_ms=2,
+        max_batch_size=BATCH_BYTES,
         max_request_size=kafka_settings.largest_message_bytes(config),
     )
     await producer.start()

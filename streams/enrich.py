@@ -2,8 +2,10 @@
 
 One round of the shell, in this order:
 
-1. `impression` and `action` take raw messages as they arrive (what is rejected comes back, for dead-letters);
-2. `begin` cuts a micro-batch; `wanted`, a read of the store and `fill`, until nothing is wanted; `finish` gives the messages;
+1. `impression` and `action` take raw messages as they arrive (what is rejected comes back, for dead-letters); `ahead` closes
+   a group of the lists taken and says what to read for it, so that the store's reply can be waited for while earlier groups run;
+2. `begin` makes a micro-batch of the oldest group; `wanted`, a read of the store and `fill`, until nothing is wanted; `finish`
+   gives the messages;
 3. now and then `take` drains what the store lacks, with the fences of all that was finished, and the tokens that may be
    acknowledged; the shell waits until the messages of everything finished so far (dead letters too) are delivered, then
    calls the store's `count`, then `merged`, then acknowledges the tokens in the order given.
@@ -81,12 +83,12 @@ class _Taken(NamedTuple):
 
 
 class _Partition:
-    """What is kept of one input partition: its fences (of impressions, of clicks), its clock, actions that wait."""
+    """What is kept of one input partition: the offsets taken (of impressions, of clicks), its clock, actions that wait."""
 
-    __slots__ = ("acted_ms", "clock", "fences", "held", "known", "low", "quiet_ms", "sent", "sent_ms")
+    __slots__ = ("acted_ms", "clock", "held", "known", "low", "quiet_ms", "sent", "sent_ms", "taken")
 
     def __init__(self, fences: tuple[int, int], idle_ms: int, now_ms: int) -> None:
-        self.fences = fences
+        self.taken = list(fences)
         self.sent = list(fences)
         self.clock = event_time.Clock(idle_ms, now_ms)
         self.held: deque[_Taken] = deque()
@@ -94,6 +96,12 @@ class _Partition:
         self.known: dict[int, None] = {}
         self.acted_ms = self.sent_ms = event_time.NEVER
         self.quiet_ms = now_ms
+
+    def is_fresh(self, which: int, offset: int) -> bool:
+        """Whether a message of input `which` (0 impressions, 1 clicks) was neither counted nor taken: a client may step back."""
+        fresh = offset > self.taken[which]
+        self.taken[which] = max(self.taken[which], offset)
+        return fresh
 
     def hold(self, taken: _Taken) -> None:
         """Let an action wait. `low` keeps the least times of the queue in ascending order: the watermark asks for the first."""
@@ -120,6 +128,15 @@ class _Partition:
         return True
 
 
+class _Group(NamedTuple):
+    """Impressions taken together: `inputs`, those `shown` that are lists to stamp, and when `ahead` closed it."""
+
+    inputs: list[_Taken]
+    shown: list[_Taken]
+    lists: features.Lists
+    ahead_s: float | None
+
+
 class _Batch(NamedTuple):
     """A micro-batch between `begin` and `finish`."""
 
@@ -133,6 +150,7 @@ class _Batch(NamedTuple):
     watermarks: dict[int, int]
     inputs: list[_Taken]
     counted: dict[tuple[str, int], int]
+    ahead_s: float | None
 
 
 class Enrich:
@@ -151,6 +169,7 @@ class Enrich:
         self._spec = spec.fingerprint(config.features, config.action_kinds)
         self._partitions: dict[int, _Partition] = {}
         self._shown: list[_Taken] = []
+        self._groups: deque[_Group] = deque()
         self._acted: dict[int, int] = {}
         self._batch: _Batch | None = None
         self._finished: dict[tuple[str, int], int] = {}
@@ -160,7 +179,17 @@ class Enrich:
     @property
     def waiting_lists(self) -> int:
         """Lists taken and not yet in a micro-batch."""
-        return len(self._shown)
+        return len(self._shown) + sum(len(group.inputs) for group in self._groups)
+
+    @property
+    def groups(self) -> int:
+        """Groups that `ahead` closed and no batch took yet."""
+        return len(self._groups)
+
+    def waiting_partitions(self) -> set[int]:
+        """Partitions with impressions that are taken and that the next batch will not hold: they are not caught up."""
+        later = [*(group.inputs for group in self._groups), self._shown][1:]
+        return {taken.partition for inputs in later for taken in inputs}
 
     @property
     def held_actions(self) -> int:
@@ -185,7 +214,9 @@ class Enrich:
     def revoke(self, partitions: Collection[int]) -> None:
         """Give partitions up, between two batches, after a last `take` and count; what was not finished others read again."""
         gone = set(partitions)
-        self._shown = [taken for taken in self._shown if taken.partition not in gone]
+        taken = [taken for inputs in (*(group.inputs for group in self._groups), self._shown) for taken in inputs]
+        self._shown = [one for one in taken if one.partition not in gone]
+        self._groups.clear()
         for partition in gone:
             self._partitions.pop(partition, None)
             self._acted.pop(partition, None)
@@ -203,7 +234,7 @@ class Enrich:
         except records.Rejected as error:
             event, rejected = None, error
         ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
-        fresh = offset > held.fences[0]
+        fresh = held.is_fresh(0, offset)
         self._count(fresh=fresh, rejected=rejected)
         taken = _Taken(partition, offset, token, ts, event if fresh else None, b"", request, now_ms)
         self._shown.append(taken)
@@ -217,7 +248,7 @@ class Enrich:
             event = self._decoder.action(value, now_ms)
         except records.Rejected as error:
             rejected = error
-        fresh = offset > held.fences[1]
+        fresh = held.is_fresh(1, offset)
         self._count(fresh=fresh, rejected=rejected)
         ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
         self._acted[partition] = max(self._acted.get(partition, event_time.NEVER), ts)
@@ -238,11 +269,33 @@ class Enrich:
         elif rejected is not None:
             self.counts.rejected += 1
 
+    def ahead(self, now_s: float) -> stores.Wanted:
+        """Close a group of the lists taken since the last one, and say what to read for it; not while a batch is open.
+
+        `fill` takes the reply whenever it comes; replies come in the order of the questions.
+        """
+        if self._batch is not None:
+            raise RuntimeError("a batch is open: finish() it before ahead()")
+        group = self._closed(now_s)
+        self._groups.append(group)
+        return self.engine.ahead(group.lists, now_s)
+
+    def _closed(self, ahead_s: float | None) -> _Group:
+        inputs, self._shown = self._shown, []
+        shown = [taken for taken in inputs if taken.event is not None]
+        compiled = self.engine.compiled
+        lists = events.lists_of([t.event for t in shown], compiled, self._ids) if shown else events.no_lists(compiled)
+        return _Group(inputs, shown, lists, ahead_s)
+
     def begin(self, now_ms: int, caught_up: Mapping[int, CaughtUp]) -> bool:
-        """Cut a micro-batch of all that was taken; False if there is nothing to do. A partition not named is not caught up."""
+        """Make a micro-batch of the oldest group (without one, of all that was taken) and of the actions that are due.
+
+        False if there is nothing to do. A partition not named is not caught up.
+        """
         if self._batch is not None:
             raise RuntimeError("a batch is open: finish() it before the next begin()")
-        inputs, self._shown = self._shown, []
+        group = self._groups.popleft() if self._groups else self._closed(None)
+        inputs = group.inputs
         acted, self._acted = self._acted, {}
         newest: dict[int, int] = {}
         first: dict[int, int] = {}
@@ -254,7 +307,9 @@ class Enrich:
                     first[taken.request] = taken.ts
                 if taken.event is None:
                     held.clock.before = max(held.clock.before, taken.ts)
-        counted = {(self._topics[0], taken.partition): taken.offset for taken in inputs}
+        counted: dict[tuple[str, int], int] = {}
+        for taken in inputs:
+            _raise_to(counted, (self._topics[0], taken.partition), taken.offset)
         watermarks: dict[int, int] = {}
         released: list[_Taken] = []
         for partition, held in sorted(self._partitions.items()):
@@ -265,15 +320,15 @@ class Enrich:
                 held.clock.act(acted[partition], now_ms)
             due = list(self._due(held, now_ms, state))
             released += due
-            if due:
-                counted[self._topics[1], partition] = due[-1].offset
+            for taken in due:
+                _raise_to(counted, (self._topics[1], partition), taken.offset)
             mark = held.clock.watermark(now_ms, impressions_caught_up=state.impressions, clicks_caught_up=state.clicks)
             mark = min(mark, held.low[0]) if held.low else mark
             if self._moves(held, mark, now_ms, busy=partition in newest or bool(due)):
                 watermarks[partition] = max(mark, held.sent_ms)
         if not (inputs or released or watermarks):
             return False
-        self._batch = self._cut(inputs, released, first, watermarks, counted)
+        self._batch = self._cut(group, released, first, watermarks, counted)
         return True
 
     def _due(self, held: _Partition, now_ms: int, state: CaughtUp) -> Iterator[_Taken]:
@@ -295,29 +350,33 @@ class Enrich:
 
     def _cut(
         self,
-        inputs: list[_Taken],
+        group: _Group,
         released: list[_Taken],
         first: dict[int, int],
         watermarks: dict[int, int],
         counted: dict[tuple[str, int], int],
     ) -> _Batch:
         """Columns of the events and their order; `first` holds the times of the lists that are in no earlier batch."""
-        shown = [taken for taken in inputs if taken.event is not None]
+        shown, lists = group.shown, group.lists
         acted = [taken for taken in released if taken.event is not None]
         compiled = self.engine.compiled
-        lists = events.lists_of([t.event for t in shown], compiled, self._ids) if shown else events.no_lists(compiled)
         actions = events.actions_of([t.event for t in acted], compiled, self._ids) if acted else events.no_actions()
         times = np.array([*(t.ts for t in shown), *(max(t.ts, first.get(t.request, t.ts)) for t in acted)], np.int64)
         code = np.concatenate([np.arange(len(shown)), -1 - np.arange(len(acted))])
         order = code[np.lexsort((code < 0, times))]
         partition = np.array([t.partition for t in shown], np.int64)
         a_partition = np.array([t.partition for t in acted], np.int64)
-        return _Batch(shown, acted, lists, actions, order, partition, a_partition, watermarks, [*inputs, *released], counted)
+        inputs = [*group.inputs, *released]
+        return _Batch(shown, acted, lists, actions, order, partition, a_partition, watermarks, inputs, counted, group.ahead_s)
 
     def wanted(self, now_s: float) -> stores.Wanted:
-        """What must be read for the batch begun; ask again after `fill`, until nothing is wanted."""
+        """What must be read for the batch begun; ask again after `fill`, until nothing is wanted.
+
+        Counters may be as old as `store.cache_age_s` when the group was closed, or now if `ahead` did not close it.
+        """
         batch = self._open()
-        return self.engine.wanted(batch.lists, batch.actions, now_s, batch.order)
+        as_of_s = now_s if batch.ahead_s is None else batch.ahead_s
+        return self.engine.wanted(batch.lists, batch.actions, as_of_s, batch.order)
 
     def fill(self, wanted: stores.Wanted, found: stores.Found, now_s: float) -> None:
         """Take over what was read."""
@@ -330,7 +389,8 @@ class Enrich:
         duplicates = self.engine.duplicates
         self._batch = None
         self._tokens += [taken.token for taken in batch.inputs]
-        self._finished.update(batch.counted)
+        for at, offset in batch.counted.items():
+            _raise_to(self._finished, at, offset)
         self.counts.lists += int((~duplicates).sum())
         self.counts.items += int(batch.lists.n_items[~duplicates].sum())
         self.counts.duplicates += int(duplicates.sum())
@@ -394,6 +454,11 @@ class Enrich:
             newest = max(part.max(initial=event_time.NEVER) for part in (lists.ts[some], batch.actions.ts[actions]))
             held.clock.before = max(held.clock.before, int(newest))
             yield Message(partition, columns.pack(packed, **head))
+
+
+def _raise_to(offsets: dict[tuple[str, int], int], at: tuple[str, int], offset: int) -> None:
+    """A fence never moves back, though a message may come again."""
+    offsets[at] = max(offsets.get(at, -1), offset)
 
 
 def _cut(which: I64, weights: I64, most: int, room: int) -> Iterator[I64]:

@@ -1,15 +1,23 @@
 """The shell of the stage enrich: impressions and clicks to the pure core, its messages to `enriched`, its counts to the store.
 
+What a group of lists needs of the store is asked for when it is taken, and the reply is waited for while earlier groups run: a
+count holds the server for a tenth of a second, and what is asked meanwhile waits as long.
+
 A batch is delivered, then counted, then acknowledged. The count carries an offset fence per input partition: what it covers is
 neither counted nor sent again after a crash. The newest impression of a partition stays unacknowledged, so that a restart
 knows the partition's event time and goes on moving the watermark of one that fell silent.
 """
 
+import asyncio
 import time
+from collections import deque
 from typing import Any
 
-from state import features
+from state import features, stores
 from streams import enrich, faust_stage
+
+LOOKAHEAD = 4
+"""Groups whose reads may be under way while another one runs."""
 
 
 class Enrich(faust_stage.Stage):
@@ -24,6 +32,8 @@ class Enrich(faust_stage.Stage):
         self._clicks: list[Any] = []
         self._assigned: set[int] = set()
         self._tails: dict[int, Any] = {}
+        self._reads: deque[asyncio.Task[None]] = deque()
+        self._ready = asyncio.Event()
         self._is_counting = False
         self._counted_at = 0.0
         self._shown = dict.fromkeys(enrich.Counts.__slots__, 0)
@@ -35,18 +45,55 @@ class Enrich(faust_stage.Stage):
                 self.shell.took(event.message)
                 self._clicks.append(event.message)
 
+    async def tick(self) -> None:
+        """Flush what waited long enough, and run a group as soon as it was read."""
+        await asyncio.gather(super().tick(), self._run_when_read())
+
+    async def _run_when_read(self) -> None:
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            async with self._turn:
+                await self.process([])
+
     def is_due(self) -> bool:
         """Clicks may become due and a silent partition's watermark may move at any time, so the core is always asked."""
         return bool(self._assigned or self._clicks)
 
     async def process(self, events: list[Any]) -> None:
-        """Run one micro-batch through the core; messages are delivered before they are counted and acknowledged."""
+        """Take events and run what may run; messages are delivered before they are counted and acknowledged."""
         impressions = [event.message for event in events]
         await self._assign(impressions)
-        now = self.shell.now_ms()
-        rejected = self._hand_over(impressions, now)
-        busy = self.core.begin(now, self._caught_up(now))
+        rejected = self._hand_over(impressions)
         deliveries = [await self.reject(why.reason, why.detail, message) for message, why in rejected]
+        if impressions:
+            self._read_ahead()
+        if not self._reads:
+            await self._run(deliveries)
+            return
+        while self._reads and (len(self._reads) > LOOKAHEAD or self._reads[0].done() or deliveries):
+            await self._reads.popleft()
+            await self._run(deliveries)
+            deliveries = []
+
+    def _read_ahead(self) -> None:
+        now_s = time.monotonic()
+        wanted = self.core.ahead(now_s)
+        task = asyncio.create_task(self.shell.guard(self._fill(wanted, now_s)))
+        task.add_done_callback(lambda _: self._ready.set())
+        self._reads.append(task)
+
+    async def _fill(self, wanted: stores.Wanted, now_s: float) -> None:
+        if not features.is_empty(wanted):
+            self.core.fill(wanted, await self.shell.store.read(wanted), now_s)
+
+    async def _run(self, deliveries: list[faust_stage.Delivery]) -> None:
+        """Run one micro-batch through the core."""
+        await self._assign([])
+        now = self.shell.now_ms()
+        rejected = self._hand_over([])
+        busy = self.core.begin(now, self._caught_up(now))
+        deliveries += [await self.reject(why.reason, why.detail, message) for message, why in rejected]
         if busy:
             await self._read()
             for partition, value in self.core.finish(now):
@@ -58,7 +105,9 @@ class Enrich(faust_stage.Stage):
             await self.finish(deliveries, [])
 
     async def conclude(self) -> None:
-        """Count all that was sent: the next owner of a partition would send it again."""
+        """Count all that was sent: the next owner of a partition would send it again. No read outlives the assignment."""
+        await asyncio.gather(*self._reads)
+        self._reads.clear()
         await self._batches.join()
         if self.core.uncounted:
             await self._count([])
@@ -80,12 +129,13 @@ class Enrich(faust_stage.Stage):
                 self.core.assign(p, fences[2 * i], fences[2 * i + 1], self.shell.now_ms())
                 self._assigned.add(p)
 
-    def _hand_over(self, impressions: list[Any], now: int) -> list[tuple[Any, Any]]:
+    def _hand_over(self, impressions: list[Any]) -> list[tuple[Any, Any]]:
         """Give the core all that was taken, and return what it rejects.
 
-        Nothing is waited for between this and `begin`: a click that came in between would be overtaken by the watermark.
+        Nothing is waited for between the last of these and `begin`: a click that came in between would be overtaken by the
+        watermark.
         """
-        rejected = []
+        rejected, now = [], self.shell.now_ms()
         clicks, self._clicks = self._clicks, []
         for take, messages in ((self.core.impression, impressions), (self.core.action, clicks)):
             for message in messages:
@@ -95,8 +145,8 @@ class Enrich(faust_stage.Stage):
         return rejected
 
     def _caught_up(self, now: int) -> dict[int, enrich.CaughtUp]:
-        """How far the inputs of every partition are taken; what is still in the buffer has not reached the core."""
-        buffered = {event.message.partition for event in self._buffer}
+        """How far the inputs of every partition are taken; what is in the buffer or in a later group comes after the batch."""
+        buffered = {event.message.partition for event in self._buffer} | self.core.waiting_partitions()
         impressions, clicks, is_caught_up = self._topics.impressions, self._topics.clicks, self.shell.is_caught_up
         return {
             p: enrich.CaughtUp(p not in buffered and is_caught_up(impressions, p, now), is_caught_up(clicks, p, now))

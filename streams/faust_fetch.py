@@ -1,20 +1,25 @@
-"""Two narrow changes to Faust, in one place and pinned to the version that they were measured with (docs/decisions).
+"""Three narrow changes to Faust, in one place and pinned to the version that they were measured with (docs/decisions).
 
 aiokafka keeps one fetch in flight per broker, and Faust lets it wait 1.5 s on idle partitions, while busy ones run dry: the
 wait becomes a setting. `Consumer._drain_messages` makes four tasks per message to be interruptible while a callback waits:
-the callback is stepped once first, and it nearly always ends without waiting.
+the callback is stepped once first, and it nearly always ends without waiting. A static member that joins again may get the
+generation that it had, and then messages fetched before the rebalance pass for new ones: every assignment gets its own number.
 """
 
+import itertools
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, cast
 
 import faust
 import faust.transport.consumer
 import faust.transport.drivers.aiokafka
+from faust.transport.consumer import ensure_TPset
 from mode.services import Service, WaitResults
 
 FAUST_VERSION = "0.15.3"
+UNASSIGNED = -1
+_numbers = itertools.count(1)
 
 
 class WrongFaust(RuntimeError):
@@ -22,7 +27,7 @@ class WrongFaust(RuntimeError):
 
 
 def install(fetch_wait_ms: int) -> None:
-    """Apply both changes to this process; call once, before the app is built.
+    """Apply the changes to this process; call once, before the app is built.
 
     Raises:
         WrongFaust: another version of faust-streaming is installed.
@@ -30,11 +35,28 @@ def install(fetch_wait_ms: int) -> None:
     if faust.__version__ != FAUST_VERSION:
         raise WrongFaust(
             f"faust-streaming {faust.__version__} is installed, streams/faust_fetch.py was written for {FAUST_VERSION}; "
-            "install that version, or check both changes against the new one and raise FAUST_VERSION"
+            "install that version, or check the changes against the new one and raise FAUST_VERSION"
         )
     consumer: Any = faust.transport.consumer.Consumer
     consumer.wait_first = _wait_first
+    driver: Any = faust.transport.drivers.aiokafka
+    driver.Consumer.RebalanceListener = NumberedAssignments
     _short_fetch_wait(fetch_wait_ms)
+
+
+class NumberedAssignments(faust.transport.drivers.aiokafka.ConsumerRebalanceListener):
+    """Tells Faust of rebalances. What was fetched before one ended bears a number that never comes again."""
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> Any:
+        """From here to the next assignment nothing that was fetched may be used."""
+        self._thread.app.consumer_generation_id = UNASSIGNED
+        return super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        """The number of the assignment stands where Faust keeps the broker's generation; it only ever compares it."""
+        number = next(_numbers)
+        self._thread.app.consumer_generation_id = number
+        await self._thread.on_partitions_assigned(ensure_TPset(assigned), number)
 
 
 def _short_fetch_wait(fetch_wait_ms: int) -> None:

@@ -261,11 +261,11 @@ class Partition:
         return int(columns["a_ts"].max()) + self._memory_ms
 
     def _gain(self, objective: int, kind: int, value: float) -> float:
-        """The label that an action gives."""
-        gains = self.rules.meanings[objective].gains if self.rules.meanings else None
-        if gains is not None:
-            return gains[kind]
-        return value if self.rules.meanings else 1.0
+        """The label that an action gives, as the column of labels holds it."""
+        if not self.rules.meanings:
+            return 1.0
+        gains = self.rules.meanings[objective].gains
+        return float(np.float32(value if gains is None else gains[kind]))
 
     def _act(self, action: _Action) -> None:
         request = action.request
@@ -297,28 +297,30 @@ class Partition:
             self._drop("late", f"ts_ms {action.ts} is outside the window of its list, {shown} to {until}", action)
             return
         start, end = block.starts[i], block.ends[i]
-        places = np.flatnonzero(block.item[start:end] == action.item)
-        if not len(places):
+        items = block.item[start:end].tolist()
+        if action.item not in items:
             self._drop("orphan", "its request did not show this item", action)
             return
-        given = self._existing(action.labels, int(block.columns["scenario"][i]))
+        given = self._existing(action.labels, block, i)
         if not given:
             self.counts.others += 1
             return
         self.counts.labels += 1
-        row = start + int(places[0])
-        # Of several actions the greatest counts, whatever their order; NaN is nothing yet.
-        better = [(o, value) for o, value in given if not block.label[row, o] >= np.float32(value)]
-        new = [o for o, _ in better]
-        block.label[row, new] = [value for _, value in better]
+        row, new = start + items.index(action.item), []
+        for o, value in given:
+            # Of several actions the greatest counts, whatever their order; NaN is nothing yet.
+            if not block.label.item(row, o) >= value:
+                block.label[row, o] = value
+                new.append(o)
         if new and revise and shown > block.quiet_until:
             self._revise(block, i, row - start, new)
 
-    def _existing(self, labels: tuple[tuple[int, float], ...], scenario: int) -> tuple[tuple[int, float], ...]:
-        """Those of objectives that the scenario has."""
+    def _existing(self, labels: tuple[tuple[int, float], ...], block: _Block, i: int) -> tuple[tuple[int, float], ...]:
+        """Those of objectives that the scenario of list `i` has."""
         meanings = self.rules.meanings
         if not meanings:
             return labels
+        scenario = int(block.columns["scenario"][i])
         return tuple(label for label in labels if not (own := meanings[label[0]].scenarios) or scenario in own)
 
     def _revise(self, block: _Block, i: int, place: int, new: list[int]) -> None:

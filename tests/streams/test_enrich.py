@@ -30,6 +30,7 @@ class Worker:
         self.core, self.server, self.config = enrich.Enrich(config, 64), server, config
         self.sent: list[tuple[int, dict[str, Any], columns.Columns]] = []
         self.acknowledged: list[Any] = []
+        self._replies: list[tuple[stores.Wanted, stores.Found]] = []
         for partition in partitions:
             self.assign(partition)
 
@@ -38,8 +39,19 @@ class Worker:
         fences = asyncio.run(self.server.fences([(topic, partition) for topic in topics]))
         self.core.assign(partition, fences[0], fences[1], WALL)
 
+    def ahead(self) -> None:
+        """Close a group and ask for what it needs; the reply is on its way."""
+        wanted = self.core.ahead(WALL / 1000)
+        self._replies.append((wanted, asyncio.run(self.server.read(wanted))))
+
+    def _fill(self) -> None:
+        for wanted, found in self._replies:
+            self.core.fill(wanted, found, WALL / 1000)
+        self._replies.clear()
+
     def batch(self, now_ms: int = WALL, state: enrich.CaughtUp = BEHIND) -> list[tuple[int, dict[str, Any], columns.Columns]]:
         """One micro-batch; what was sent."""
+        self._fill()
         if not self.core.begin(now_ms, dict.fromkeys(range(4), state)):
             return []
         while not features.is_empty(wanted := self.core.wanted(now_ms / 1000)):
@@ -50,6 +62,7 @@ class Worker:
 
     def count(self) -> None:
         counting = self.core.take()
+        self._fill()
         self.core.merged(asyncio.run(self.server.count(counting.counted)))
         self.acknowledged += counting.tokens
 
@@ -258,6 +271,31 @@ def totals(server: stores.Store, history: list[raw.Event]) -> stores.Found:
     return asyncio.run(server.read(wanted))
 
 
+def test_a_message_that_comes_again_within_an_assignment_is_acknowledged_and_nothing_else() -> None:
+    worker = Worker(new_store())
+    for offset in (0, 1, 0, 1, 2):
+        worker.core.impression(0, offset, raw.impression(f"r{offset}", raw.NOW + offset), offset, WALL)
+    worker.batch()
+    worker.core.impression(0, 1, raw.impression("r1", raw.NOW + 1), 1, WALL)
+    worker.batch()
+    worker.count()
+    assert shown(worker) == [ids.of("r0"), ids.of("r1"), ids.of("r2")]
+    assert (worker.core.counts.stale, worker.acknowledged) == (3, [0, 1, 0, 1, 2, 1])
+    assert asyncio.run(worker.server.fences([("impressions", 0)])) == [2], "a fence never moves back"
+
+
+def test_lists_read_ahead_run_in_groups_and_the_last_group_alone_is_caught_up() -> None:
+    worker = Worker(new_store())
+    for offset in range(2):
+        worker.core.impression(0, offset, raw.impression(f"r{offset}", raw.NOW + offset), offset, WALL)
+        worker.ahead()
+    assert (worker.core.groups, worker.core.waiting_partitions()) == (2, {0})
+    assert [c["request"].tolist() for _, _, c in worker.batch()] == [[ids.of("r0")]]
+    assert worker.core.waiting_partitions() == set()
+    assert [c["request"].tolist() for _, _, c in worker.batch()] == [[ids.of("r1")]]
+    assert worker.core.groups == 0
+
+
 @st.composite
 def logs(draw: st.DrawFn) -> list[raw.Event]:
     """A history of strictly growing times, apart from what is sent twice."""
@@ -299,14 +337,19 @@ def play(history: list[raw.Event], steps: list[str], server: stores.Store) -> di
             take(0, offset, value, (kind, offset), WALL)
         at += 1
         step = next(moves, "wait")
-        if step != "wait":
+        if step == "again":
+            at = max(0, at - 3)
+        if step == "ahead":
+            worker.ahead()
+        if step in {"batch", "count", "crash"}:
             worker.batch()
         if step == "count":
             worker.count()
         collect(worker)
         if step == "crash":
             worker, at = Worker(server, EAGER), 0
-    worker.batch(WALL)
+    for _ in range(worker.core.groups + 1):
+        worker.batch(WALL)
     worker.batch(WALL + 60_000, CAUGHT_UP)
     worker.count()
     collect(worker)
@@ -315,8 +358,10 @@ def play(history: list[raw.Event], steps: list[str], server: stores.Store) -> di
 
 
 @settings(max_examples=40)
-@given(logs(), st.lists(st.sampled_from(["wait", "batch", "count", "crash"]), max_size=30))
-def test_a_crash_at_any_point_leaves_the_same_values_and_every_counter_exact(history: list[raw.Event], steps: list[str]) -> None:
+@given(logs(), st.lists(st.sampled_from(["wait", "ahead", "batch", "count", "again", "crash"]), max_size=30))
+def test_a_crash_a_step_back_or_reading_ahead_at_any_point_leaves_the_same_values_and_every_counter_exact(
+    history: list[raw.Event], steps: list[str]
+) -> None:
     calm, stormy = new_store(), new_store()
     expected, found = play(history, [], calm), play(history, steps, stormy)
     assert found.keys() == expected.keys()

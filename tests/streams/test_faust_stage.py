@@ -91,3 +91,27 @@ def test_another_faust_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("faust.__version__", "0.16.0")
     with pytest.raises(faust_fetch.WrongFaust, match=r"0\.16\.0"):
         faust_fetch.install(20)
+
+
+def test_what_was_fetched_before_a_rebalance_is_stale_though_the_broker_kept_the_generation() -> None:
+    seen: list[int] = []
+
+    async def told(_: Any, number: int = 0) -> None:
+        seen.append(number)
+
+    faust_app = SimpleNamespace(consumer_generation_id=0, on_rebalance_start=lambda: None)
+    thread: Any = SimpleNamespace(app=faust_app, on_partitions_assigned=told, on_partitions_revoked=told)
+    listener = faust_fetch.NumberedAssignments(thread)
+    stage = faust_stage.Stage(SimpleNamespace(config=CONFIG, app=faust_app), 1)  # type: ignore[arg-type]
+
+    async def rebalances() -> None:
+        await listener.on_partitions_assigned([AT])
+        event = SimpleNamespace(message=SimpleNamespace(generation_id=faust_app.consumer_generation_id))
+        assert not stage.is_stale(event)
+        await listener.on_partitions_revoked([AT])
+        assert stage.is_stale(event), "its partition may be another's by now"
+        await listener.on_partitions_assigned([AT])
+        assert stage.is_stale(event), "it will be read again"
+
+    asyncio.run(rebalances())
+    assert seen[0] < seen[2], "Faust is told the number that its messages bear"
