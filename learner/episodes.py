@@ -93,6 +93,7 @@ def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
         raise Refused(plan.SCHEMA, f"made by feature spec {found}, this learner's is {layout.spec}; replay the raw topics")
     _check_shapes(packed, layout)
     _check_values(packed)
+    _check_times(packed)
     _check_labels(packed, layout)
     try:
         names = {int(key): str(name) for key, name in head.get("scenarios", {}).items()}
@@ -135,6 +136,13 @@ def _check_values(packed: Columns) -> None:
             raise Refused(plan.MALFORMED, f"column `{name}` holds an infinite number")
     if not (np.isfinite(packed["weight"]) & (packed["weight"] >= 0)).all():
         raise Refused(plan.MALFORMED, "column `weight` holds a value that is negative or not finite")
+
+
+def _check_times(packed: Columns) -> None:
+    """Support that is not strictly earlier than its list would tell the answer."""
+    future = int((packed["s_ts"] >= np.repeat(packed["ts"], packed["n_support"])).sum())
+    if future:
+        raise Refused(plan.MALFORMED, f"{future} support rows are not earlier than their list")
 
 
 def _check_labels(packed: Columns, layout: Layout) -> None:

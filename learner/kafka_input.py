@@ -108,6 +108,9 @@ class KafkaInput:
                 raise KafkaException(error)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - librdkafka's own codes
                 ended = True
+                # Past the marks that transactions leave, which are no messages and would look like lag for ever.
+                at = str(message.topic()), int(message.partition() or 0)
+                self._positions[at] = max(self._positions[at], int(message.offset() or 0))
             elif error.code() != KafkaError._TRANSPORT:  # noqa: SLF001
                 log.warning("%s: %s", message.topic(), error.str())
         return found, ended

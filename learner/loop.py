@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from learner import baseline, drift, episodes, evidence, policy, publishing, reports, seen
+from learner import baseline, drift, episodes, evidence, meta_inputs, policy, publishing, reports, seen
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
@@ -91,8 +91,9 @@ class Loop:
 
     def __init__(
         self, settings: config.Config, source: Source, plans: Log, publisher: publishing.Publisher,
-        clock: Clock | None = None, origin: Origin | None = None,
+        clock: Clock | None = None, origin: Origin | None = None, support_store: meta_inputs.Store | None = None,
     ) -> None:  # fmt: skip
+        """`support_store` is where meta inputs go, if the configuration wants them kept."""
         self._settings, self._source, self._log, self._publisher = settings, source, plans, publisher
         self._clock, self._origin = clock or Clock(), origin or Origin()
         self._layout = layout_of(settings)
@@ -106,6 +107,9 @@ class Loop:
         self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
         self._drift = drift.Drift()
         self.policy = policy.Policy(settings.meta)
+        self.keeper: meta_inputs.Keeper | None = None
+        if support_store is not None:
+            self.keeper = meta_inputs.Keeper(settings, self.trainer, support_store, self._origin.incarnation)
         self.offsets: dict[tuple[str, int], int] = {}
         self.step = self.sequence = self.trained_rows = 0
         self._unreported: list[plan.Skip] = []
@@ -130,7 +134,14 @@ class Loop:
                     f"snapshot.directory: {manifest.directory} holds snapshots of another {what} ({found}; the configuration's "
                     f"is {own}); name another folder, or go back to the configuration that made them"
                 )
-        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"": {}, "seen": {}, "figures": {}, "baseline": {}, "policy": {}}
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {
+            "": {},
+            "seen": {},
+            "figures": {},
+            "baseline": {},
+            "policy": {},
+            "meta_inputs": {},
+        }
         for name, array in arrays.items():
             group, slash, rest = name.rpartition("/")
             groups[group if slash else ""][rest] = array
@@ -142,6 +153,8 @@ class Loop:
         if groups["policy"]:
             self.policy.load(groups["policy"])
             self._keep_automatic()
+        if self.keeper is not None and groups["meta_inputs"]:
+            self.keeper.load(groups[""], groups["meta_inputs"])
         self.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
         self.step, self.sequence, self.trained_rows = manifest.step, manifest.sequence, manifest.trained_rows
         self._unreported = list(manifest.skipped)
@@ -177,6 +190,8 @@ class Loop:
         """Hand a snapshot of the whole state to the publisher."""
         self._mark_s = self._clock.monotonic_s()
         newest = self._publisher.newest
+        if self.keeper is not None:
+            self.keeper.measure(self.step)
         manifest = Manifest(
             version="", directory="", files={}, step=self.step, spec=self._layout.spec, model=self._settings.model.name,
             # Versions sort by time: a clock that was set back must not make the newest snapshot look old.
@@ -195,6 +210,9 @@ class Loop:
         groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays(), "policy": self.policy.arrays()}
         if self.baseline is not None:
             groups["baseline"] = self.baseline.arrays()
+        if self.keeper is not None:
+            serving |= self.keeper.serving()
+            groups["meta_inputs"] = self.keeper.arrays()
         training = model | {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
         return {snapshots.SERVING: serving, snapshots.TRAINING: training}
 
@@ -222,6 +240,10 @@ class Loop:
         for minibatch in steps:
             self._train(minibatch, scores, kept, usable)
         self._spent("step")
+        if self.keeper is not None:
+            self.keeper.put(kept)
+            self.counts.support_rows, self.counts.support_failures = self.keeper.rows, self.keeper.failures
+            self._spent("supports")
         self._measure(kept, scores, [minibatch.stop for minibatch in steps])
 
     def _decode(self, messages: list[Message]) -> Fetched:
@@ -288,6 +310,9 @@ class Loop:
         self.step += 1
         scores[0, minibatch.start : minibatch.stop] = said.adapted
         scores[1, minibatch.start : minibatch.stop] = said.unadapted
+        if said.diverged:
+            self.counts.diverged += said.diverged
+            log.warning("step %d: the adaptation of %d lists diverged; lower meta.inner_rate", self.step, said.diverged)
         if said.skipped:
             self.counts.skipped_steps[said.skipped] += 1
             self._unreported += [_skip(usable, lists, i, plan.GUARD) for i in range(minibatch.first, minibatch.last)]

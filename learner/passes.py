@@ -86,7 +86,7 @@ class Autograd:
         self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor, learns: torch.Tensor
     ) -> tuple[torch.Tensor, outer.Adapted | None]:
         """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any."""
-        if not len(work.found.rows):
+        if not work.found.taken.any():
             return plain, None
         padded = supports.pad(work.found, work.n_items, self.prior)
         with torch.no_grad():

@@ -7,7 +7,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from learner import kafka_input, kafka_output, loop, prometheus_metrics, publishing, rehearsal
+from learner import kafka_input, kafka_output, loop, prometheus_metrics, publishing, redis_supports, rehearsal
 from state import disk_snapshots, snapshots
 from state.config import Config, ConfigError
 
@@ -38,7 +38,9 @@ def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[
     writer = disk_snapshots.Writer(settings.snapshot.directory, settings.snapshot.keep)
     publisher = publishing.Publisher(writer, output.announce, settings.snapshot)
     started_ms = time.time_ns() // 1_000_000
-    learner = loop.Loop(settings, source, output, publisher, origin=loop.Origin(_code(), started_ms))
+    supports = redis_supports.RedisSupports(settings) if settings.support.mode == "meta_inputs" else None
+    origin = loop.Origin(_code(), started_ms)
+    learner = loop.Loop(settings, source, output, publisher, origin=origin, support_store=supports)
     refused = _resume(settings, learner)
     writer.prepare(learner.parts())
     learner.offsets = source.assign(learner.offsets)
@@ -57,6 +59,8 @@ def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[
     finally:
         close_metrics()
         source.close()
+        if supports is not None:
+            supports.close()
     return 0
 
 

@@ -92,8 +92,14 @@ def _auto(report: Report) -> Iterable[Metric]:
 
 def _counters(report: Report) -> Iterable[Metric]:
     counts = report.counts
-    yield CounterMetricFamily(PREFIX + "steps", "Steps planned, skipped ones included", report.step)
-    yield CounterMetricFamily(PREFIX + "snapshot_failures", "Snapshots that could not be written", report.snapshot_failures)
+    for name, help_text, count in (
+        ("steps", "Steps planned, skipped ones included", report.step),
+        ("snapshot_failures", "Snapshots that could not be written", report.snapshot_failures),
+        ("diverged_adaptations", "Lists that kept the shared tower as their adaptation diverged", counts.diverged),
+        ("meta_input_rows", "Rows whose meta inputs were kept for serving", counts.support_rows),
+        ("meta_input_failures", "Calls of the store for them that were not answered", counts.support_failures),
+    ):
+        yield CounterMetricFamily(PREFIX + name, help_text, count)
     for name, help_text, label, found in (
         ("rows", "Rows scored and measured", "scenario", report.rows),
         ("skipped_steps", "Steps that a guard refused", "reason", counts.skipped_steps),

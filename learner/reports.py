@@ -25,6 +25,12 @@ class Counts:
     drift: Counter[str] = dataclasses.field(default_factory=Counter)
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Time spent, by stage of the loop."""
+    diverged: int = 0
+    """Lists whose adaptation diverged; they kept the shared tower."""
+    support_rows: int = 0
+    """Rows whose meta inputs were written for serving."""
+    support_failures: int = 0
+    """Reads and writes of them that the store did not answer."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,12 +28,15 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Scores(NamedTuple):
-    """What the model said before it learned: predictions (R, outputs), the joint loss, and why no step was made, or ""."""
+    """What the model said before it learned: predictions (R, outputs), the joint loss, why no step was made, or "", and lists
+    whose adaptation diverged, which have kept the shared tower.
+    """
 
     unadapted: F32
     adapted: F32
     loss: float
     skipped: str
+    diverged: int = 0
 
 
 class Trainer:
@@ -96,8 +99,20 @@ class Trainer:
         ids, x = plain(batch.ids), plain(batch.x)
         rows = self.table.admit(ids, now_ms)
         work = self._work(batch, rows, x, self._slots(ids, admit=True))
-        done = self.engine.run(work, train=True)
-        return Scores(done.unadapted, done.adapted, done.loss, self._descend(done, rows, x, work, self._row_weights(batch, work)))
+        done, diverged = self._run(work)
+        skipped = self._descend(done, rows, x, work, self._row_weights(batch, work))
+        return Scores(done.unadapted, done.adapted, done.loss, skipped, diverged)
+
+    def _run(self, work: passes.Work) -> tuple[base.Pass, int]:
+        """Train on a minibatch; if an adaptation diverged, once more with its lists under the shared tower. And how many did."""
+        done, taken = self.engine.run(work, train=True), work.found.taken
+        if math.isfinite(done.loss) or not taken.any():
+            return done, 0
+        broken = np.zeros(len(taken), np.bool_)
+        broken[np.repeat(np.arange(len(taken)), work.n_items)[~np.isfinite(done.adapted).all(1)]] = True
+        broken = (broken & (taken > 0)) if (broken & (taken > 0)).any() else taken > 0
+        shared = work._replace(found=work.found._replace(taken=np.where(broken, 0, taken)))
+        return self.engine.run(shared, train=True), int(broken.sum())
 
     def score(self, batch: base.Batch) -> Scores:
         """Score as published, with averaged dense parameters, without any change of state.
@@ -116,6 +131,15 @@ class Trainer:
         finally:
             self.dense[:] = trained
         return Scores(done.unadapted, done.adapted, done.loss, "")
+
+    def trunk(self, ids: base.U64, x: F32) -> base.MetaInput:
+        """What the published trunk makes of rows of ids (n, F) and raw numbers (n, D), without any change of state."""
+        slot = self._slots(ids)
+        inputs = np.empty((len(ids), self.table.row), np.float32)
+        self.table.gather(self.table.map.find(plain(ids)), plain(x), slot, inputs)
+        known = base.Inputs(*(torch.from_numpy(p) for p in (self.gains.apply(inputs, slot), slot, self.slots.earned(slot))))
+        with torch.no_grad():
+            return self.model.trunk(base.views(torch.from_numpy(self.adam.average), self.shapes), known)
 
     def _row_weights(self, batch: base.Batch, work: passes.Work) -> F64:
         sampling = self.settings.scenarios.negative_sampling

@@ -66,6 +66,17 @@ class Support(NamedTuple):
     ts: I64 = NO_TIMES
 
 
+class Known(NamedTuple):
+    """One task's support rows after the trunk, oldest first: see `MetaInput` with k rows; labels (k, O), times (k,) in ms."""
+
+    hidden: F32
+    gate: F32
+    offset: F32
+    shift: F32
+    label: F32
+    ts: I64 = NO_TIMES
+
+
 class Geometry(NamedTuple):
     """Where everything stands in a gathered input row."""
 

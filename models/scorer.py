@@ -23,7 +23,7 @@ from models import (
 )
 from models.meta import adapters
 from models.meta import registry as meta
-from state import config
+from state import config, meta_supports
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -32,16 +32,23 @@ F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
+MOST_MOVED = 8.0
+"""Logits by which an adaptation may move a prediction: odds times 3,000. One that asks for more has diverged."""
 MERGED_SUPPORT = 1024
 """Support rows of one pass; the products of their hidden inputs take the square of it in memory."""
 
 
 class Scored(NamedTuple):
-    """Predictions (n, outputs) of the plain and of the adapted tower, and how many support rows were adapted on."""
+    """Predictions (n, outputs) of the plain and of the adapted tower, and how many support rows were adapted on.
+
+    `diverged`: the adaptation gave what is no number, and the plain tower answers, or moved a logit by more than `MOST_MOVED`,
+    and was held there.
+    """
 
     plain: F32
     adapted: F32
     adapted_on: int
+    diverged: bool = False
 
 
 class Task(NamedTuple):
@@ -50,7 +57,7 @@ class Task(NamedTuple):
     ids: U64
     x: F32
     scenario: int
-    support: base.Support | None
+    support: base.Support | base.Known | None
 
 
 class Scorer:
@@ -97,11 +104,12 @@ class Scorer:
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self._gains = np.array(arrays["gains.value"], np.float32)
+        self.trunk, self.shape = trunk_of(arrays), self._shape()
         self.modes = modes.Modes(settings.meta)
         if "meta.configured" in arrays:
             self.modes.load(arrays)
 
-    def score(self, ids: U64, x: F32, scenario: int, support: base.Support | None) -> Scored:
+    def score(self, ids: U64, x: F32, scenario: int, support: base.Support | base.Known | None) -> Scored:
         """Score candidates: ids (n, F), raw numbers (n, D) of one user in one scenario, adapted to `support` if given.
 
         Adaptation is left out where the scenario's mode is off or the support has fewer than `meta.min_support` rows.
@@ -114,7 +122,7 @@ class Scorer:
 
         The inner gradient of a task is divided by the number of its own support rows, never by that of all (T8, `num`). The trunk
         and the plain tower run once over the rows of all tasks, so their products are cut into other blocks than alone: a
-        prediction may differ by rounding, at most 1e-6 (`tests/models/test_merged.py`).
+        prediction may differ by rounding, at most 1e-6 (`tests/models/test_merged.py`). Supports are all of one kind.
         """
         used = [self._used(task) for task in tasks]
         if len(tasks) > 1 and sum(used) > MERGED_SUPPORT:
@@ -127,8 +135,10 @@ class Scorer:
         if not rows:
             nothing = np.zeros((0, self._geometry.objectives), np.float32)
             return [Scored(nothing, nothing, 0)] * len(tasks)
-        ids = _joined([*(task.ids for task in tasks), *(s.ids[-n:] for s, n in zip(own, kept, strict=True))])
-        x = _joined([*(task.x for task in tasks), *(s.x[-n:] for s, n in zip(own, kept, strict=True))])
+        raw = [(s.ids[-n:], s.x[-n:]) for s, n in zip(own, kept, strict=True) if isinstance(s, base.Support)]
+        stored = [(s, n) for s, n in zip(own, kept, strict=True) if isinstance(s, base.Known)]
+        ids = _joined([*(task.ids for task in tasks), *(found for found, _ in raw)])
+        x = _joined([*(task.x for task in tasks), *(found for _, found in raw)])
         inputs = np.empty((len(ids), self._geometry.row), np.float32)
         self._gather(ids, x, inputs)
         known, objectives = self._inputs(inputs, ids), len(self.settings.objectives)
@@ -136,21 +146,43 @@ class Scorer:
         if own:
             label = np.array(_joined([s.label[-n:] for s, n in zip(own, kept, strict=True)]), np.float32)
         taken = np.array(used, np.int64)
-        if self._native is not None:
+        if self._native is not None and not stored:
             plain, adapted = self._natively(self._native, known.x.numpy(), label, n_items, taken)
         else:
             weights = [supports.row_weights(self.settings.meta, n, s.ts[-n:]) for s, n in zip(own, kept, strict=True)]
-            plain, adapted = self._by_torch(known, label, weights, n_items, taken)
+            plain, adapted = self._by_torch(known, _meta_inputs(stored), label, weights, n_items, taken)
         ends = np.cumsum(n_items).tolist()
         cut = zip(n_items.tolist(), ends, used, strict=True)
-        return [Scored(plain[end - n : end], adapted[end - n : end], k if n else 0) for n, end, k in cut]
+        return [self._scored(plain[end - n : end], adapted[end - n : end], k) for n, end, k in cut]
+
+    def _scored(self, plain: F32, adapted: F32, used: int) -> Scored:
+        """One task's predictions, with an adaptation that diverged taken back."""
+        if not used:
+            return Scored(plain, adapted, 0)
+        if not np.isfinite(adapted).all():
+            return Scored(plain, plain, 0, diverged=True)
+        if not self._plan.plain:
+            return Scored(plain, adapted, used)
+        start, end = (_logit(part) for part in (plain, adapted))
+        far = np.abs(end - start) > MOST_MOVED
+        if not far.any():
+            return Scored(plain, adapted, used)
+        held = 1.0 / (1.0 + np.exp(-(start + np.clip(end - start, -MOST_MOVED, MOST_MOVED))))
+        return Scored(plain, np.where(far, held, adapted).astype(np.float32), used, diverged=True)
 
     def _used(self, task: Task) -> int:
         """How many support rows a task is adapted on."""
         limits, support = self.settings.meta, task.support
         if support is None or not len(task.ids) or self.modes.code(task.scenario) == modes.OFF:
             return 0
-        return min(len(support.ids), limits.support_rows) if len(support.ids) >= limits.min_support else 0
+        return min(len(support.label), limits.support_rows) if len(support.label) >= limits.min_support else 0
+
+    def _shape(self) -> meta_supports.Shape:
+        """Sizes of a row's meta inputs."""
+        row = base.Inputs(torch.zeros(1, self._geometry.row), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+        with torch.inference_mode():
+            found = self.model.trunk(self._parameters, row)
+        return meta_supports.Shape(found.hidden.shape[1], found.hidden.shape[2], found.gate.shape[2], found.shift.shape[2])
 
     def observed(self, scenario: int) -> tuple[int, F64]:
         """A scenario's slot, 0 for none, and the moments (KEPT, D) of its numbers as trained (`models.moments.observe`)."""
@@ -190,9 +222,14 @@ class Scorer:
         own = own_gains.apply(gathered, slot, self._gains, self._geometry.width)
         return base.Inputs(*(torch.from_numpy(part) for part in (own, slot, self._slots.earned(slot))))
 
-    def _by_torch(self, inputs: base.Inputs, label: F32, weights: Sequence[F32], n_items: I64, taken: I64) -> tuple[F32, F32]:
-        """The same through the model's own trunk and tower, the support rows of every adapted task weighted."""
-        rows = len(inputs.x) - len(label)
+    def _by_torch(
+        self, inputs: base.Inputs, stored: base.MetaInput | None, label: F32, weights: Sequence[F32], n_items: I64, taken: I64
+    ) -> tuple[F32, F32]:
+        """The same through the model's own trunk and tower, the support rows of every adapted task weighted.
+
+        `stored` are the support rows' meta inputs where they are known; `inputs` then are the candidates alone.
+        """
+        rows = int(n_items.sum())
         with torch.inference_mode():
             known = self.model.trunk(self._parameters, inputs)
             query = base.MetaInput(*(part[:rows] for part in known))
@@ -206,7 +243,7 @@ class Scorer:
             every = np.arange(len(label))
             found = supports.Distinct(every, place, taken, every, every + rows, share)
             padded = supports.pad(found, n_items)
-            own = base.MetaInput(*(part[rows:] for part in known))
+            own = stored or base.MetaInput(*(part[rows:] for part in known))
             tasks = adapters.Tasks(
                 adaptation.pick(own, padded.support), torch.from_numpy(label)[padded.support], padded.weight
             )  # fmt: skip
@@ -220,6 +257,27 @@ class Scorer:
 def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Rows one after the other, without a copy where there is but one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _logit(p: F32) -> F64:
+    """Logits of probabilities, within 16 of zero."""
+    held = np.clip(p.astype(np.float64), 1e-7, 1.0 - 1e-7)
+    return np.log(held) - np.log1p(-held)
+
+
+def trunk_of(arrays: Arrays) -> meta_supports.Trunk | None:
+    """Which trunk a snapshot has, None where its learner writes no meta inputs."""
+    if "trunk.lineage" not in arrays:
+        return None
+    return meta_supports.Trunk(int(arrays["trunk.lineage"][0]), float(arrays["trunk.moved"][0]), int(arrays["trunk.step"][0]))
+
+
+def _meta_inputs(stored: Sequence[tuple[base.Known, int]]) -> base.MetaInput | None:
+    """The newest n rows of every task, one task after the other."""
+    if not stored:
+        return None
+    parts = zip(*((s.hidden[-n:], s.gate[-n:], s.offset[-n:], s.shift[-n:]) for s, n in stored), strict=True)
+    return base.MetaInput(*(torch.from_numpy(np.concatenate(part)) for part in parts))
 
 
 def _places(taken: I64) -> npt.NDArray[np.int32]:

@@ -19,7 +19,7 @@ from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
 from state import config as configuration
-from state import ids, redis_store, stores
+from state import ids, meta_supports, redis_store, stores, supports
 
 log = logging.getLogger("serving")
 MAX_WAITING = 256
@@ -75,7 +75,7 @@ class Service:
         reason = trouble or outcome.plain_reason
         if reason is not None:
             self.metrics.plain.labels(reason).inc()
-        self.metrics.foreign.inc(outcome.foreign)
+        self.metrics.ignored(outcome.ignored)
         self.metrics.candidates.inc(len(outcome.scores))
         scored_ms = now_ms()
         if self.live.scored(model.version, scored_ms):
@@ -222,6 +222,7 @@ async def running(config: configuration.Config) -> AsyncIterator[Service]:
         scores.engine.schema,
         password=os.environ.get(config.security.store_password_env),
         timeout_s=STORE_TIMEOUT_S,
+        support_key=meta_supports.KEY if config.support.mode == "meta_inputs" else supports.KEY,
     )
     service = Service(config, store, scores)
     service.warm_up()

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models import modes
-from models.base import Support
+from models.base import Known, Support
 from models.scorer import Task
+from state import meta_supports
 
 REMEMBERED = 32
 
@@ -32,13 +33,22 @@ class Scored(Protocol):
         """Support rows used."""
         ...
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the adaptation had to be held or taken back."""
+        ...
+
 
 class Scores(Protocol):
     """What a snapshot becomes once loaded (`models.scorer.Scorer`): pure, and independent of what was scored before."""
 
     modes: modes.Modes
+    trunk: meta_supports.Trunk | None
+    shape: meta_supports.Shape
 
-    def score(self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | None) -> Scored:
+    def score(
+        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | Known | None
+    ) -> Scored:
         """Score candidates: ids (R, F), raw numbers (R, D) of one user in one scenario, adapted to `support` if given."""
         ...
 

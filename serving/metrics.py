@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.divergence import Row
 from serving.live import REMEMBERED, Model
+from serving.scoring import Ignored
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -27,6 +28,13 @@ class Metrics:
         self.swaps = Counter("thousandfold_swaps", "snapshots swapped in", registry=self.registry)
         self.refused = Counter("thousandfold_snapshots_refused", "snapshots that must not be used", registry=self.registry)
         self.foreign = Counter("thousandfold_foreign_supports", "support sets of another feature spec", registry=self.registry)
+        self.future = Counter(
+            "thousandfold_future_support_rows", "support rows refused: not before the request", registry=self.registry
+        )
+        self.stale = Counter(
+            "thousandfold_stale_support_rows", "meta inputs of a trunk that is too far away", registry=self.registry
+        )
+        self.diverged = Counter("thousandfold_diverged_adaptations", "adaptations held or taken back", registry=self.registry)
         self.step = Gauge("thousandfold_model_step", "training step of the model that answers", registry=self.registry)
         self.created = Gauge("thousandfold_model_created_seconds", "when the model that answers was made", registry=self.registry)
         self.first_score = Gauge(
@@ -45,6 +53,13 @@ class Metrics:
             "thousandfold_feature_alarms", "divergences that began", ["number", "scenario"], registry=self.registry
         )
         self._first: list[str] = []
+
+    def ignored(self, support: Ignored) -> None:
+        """Support that a request had and did not use."""
+        self.foreign.inc(support.foreign)
+        self.future.inc(support.future)
+        self.stale.inc(support.stale)
+        self.diverged.inc(support.diverged)
 
     def swapped(self, model: Model) -> None:
         """A model answers from now on."""

@@ -4,19 +4,21 @@ Nothing here waits or reads a clock. Candidates do not influence one another, ex
 as their place in the list.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from models import modes
-from models.base import Support
+from models.base import Known, Support
 from models.scorer import Task
 from serving.live import Scores
 from serving.problems import Problem
 from serving.requests import Request
 from state import config as configuration
-from state import features, ids, spec, stores, supports
+from state import features, ids, meta_supports, spec, stores, supports
 
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
@@ -45,13 +47,28 @@ class Begun(NamedTuple):
     of_task: npt.NDArray[np.intp] | None
 
 
+class Ignored(NamedTuple):
+    """Support that was read and not used: sets of another feature spec or model, rows of the future or of another trunk, and
+    adaptations that diverged, which were held or taken back.
+    """
+
+    foreign: int = 0
+    future: int = 0
+    stale: int = 0
+    diverged: int = 0
+
+    def plus(self, other: "Ignored") -> "Ignored":
+        """The sum."""
+        return Ignored(*(a + b for a, b in zip(self, other, strict=True)))
+
+
 class Outcome(NamedTuple):
     """Predictions (R, outputs), the support rows that they are adapted to and why there are none, and the numbers x (R, D)."""
 
     scores: F32
     support_rows: int
     plain_reason: str | None
-    foreign: int
+    ignored: Ignored
     x: F32
 
 
@@ -64,7 +81,8 @@ class Scoring:
         self._layout = supports.layout(config)
         starts = {c.name: c.start for c in spec.id_columns(config.features)}
         self._key: tuple[str | int, ...] = tuple(starts.get(p, p) if p not in INTRINSIC else p for p in config.task.key)
-        self._max_age_ms = round(config.support.max_age_s * 1000)
+        self._known_shape: tuple[meta_supports.Shape, supports.Layout] | None = None
+        self._config, self._max_age_ms = config, round(config.support.max_age_s * 1000)
 
     def begin(self, request: Request, ts_ms: int, now_s: float) -> Begun:
         """Locate all that the request reads; `now_s` is a monotonic clock, by which cached counters age."""
@@ -87,25 +105,40 @@ class Scoring:
             self.engine.fill(begun.wanted, found, now_s)
         x = self.engine.stamp(lists)
         scenario, ts_ms = int(lists.scenario[0]), int(lists.ts[0])
-        chosen = [support_rows(self._layout, value, ts_ms, self._max_age_ms) for value in packed]
-        scores, rows = _by_task(scorer, begun, x, chosen)
+        read = [self._support(scorer, value, ts_ms) for value in packed]
+        chosen = [support for support, _ in read]
+        scores, rows, diverged = _by_task(scorer, begun, x, chosen)
         if not np.isfinite(scores).all():
             raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
-        foreign = sum(value is not None and kept is None for value, kept in zip(packed, chosen, strict=True))
-        return Outcome(scores, rows, None if rows else _reason(scorer, scenario, foreign), foreign, x)
+        ignored = functools.reduce(Ignored.plus, (left for _, left in read), Ignored(diverged=diverged))
+        return Outcome(scores, rows, None if rows else _reason(scorer, scenario, ignored), ignored, x)
+
+    def _support(self, scorer: Scores, packed: bytes | None, ts_ms: int) -> tuple[Support | Known | None, Ignored]:
+        """What may be used of a packed set, and what may not."""
+        if packed is None:
+            return None, Ignored()
+        if self._config.support.mode == "features":
+            return support_rows(self._layout, packed, ts_ms, self._max_age_ms)
+        layout, limit = self._meta_layout(scorer.shape), self._config.support.max_drift
+        return known_rows(layout, packed, ts_ms, self._max_age_ms, scorer, limit)
+
+    def _meta_layout(self, shape: meta_supports.Shape) -> supports.Layout:
+        if self._known_shape is None or self._known_shape[0] != shape:
+            self._known_shape = shape, meta_supports.layout(self._config, shape)
+        return self._known_shape[1]
 
 
-def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: list[Support | None]) -> tuple[F32, int]:
-    """Predictions, and support rows used; candidates of several tasks are scored in one pass, each adapted to its own."""
+def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: Sequence[Support | Known | None]) -> tuple[F32, int, int]:
+    """Predictions, support rows used, tasks that diverged; several tasks are scored in one pass, each adapted to its own rows."""
     scenario, found = int(begun.lists.scenario[0]), begun.lists.ids
     if begun.of_task is None:
         scored = scorer.score(found, x, scenario, chosen[0])
-        return scored.adapted, scored.adapted_on
+        return scored.adapted, scored.adapted_on, int(scored.diverged)
     rows = [np.flatnonzero(begun.of_task == task) for task in range(len(chosen))]
     parts = scorer.merged([Task(found[mine], x[mine], scenario, s) for mine, s in zip(rows, chosen, strict=True)])
     scores = np.empty((len(x), parts[0].adapted.shape[1]), np.float32)
     scores[np.concatenate(rows)] = np.concatenate([part.adapted for part in parts])
-    return scores, sum(part.adapted_on for part in parts)
+    return scores, sum(part.adapted_on for part in parts), sum(part.diverged for part in parts)
 
 
 def tasks_of(lists: features.Lists, key: tuple[str | int, ...]) -> tuple[U64, npt.NDArray[np.intp] | None]:
@@ -130,16 +163,38 @@ def _part(lists: features.Lists, part: str | int) -> U64:
     return {"user": lists.user, "scenario": lists.scenario, "item": lists.item}[part]
 
 
-def support_rows(layout: supports.Layout, packed: bytes | None, ts_ms: int, max_age_ms: int) -> Support | None:
-    """The rows of a packed set that are strictly before `ts_ms` and not too old; None when absent or of another feature spec."""
-    rows = None if packed is None else supports.unpack(layout, packed)
+def support_rows(layout: supports.Layout, packed: bytes, ts_ms: int, max_age_ms: int) -> tuple[Support | None, Ignored]:
+    """The rows of a packed set that may be used (see `in_time`), and what may not; None when it is of another feature spec."""
+    rows = supports.unpack(layout, packed)
     if rows is None:
-        return None
-    usable = rows[(rows["ts"] < ts_ms) & (rows["ts"] >= ts_ms - max_age_ms)]
-    return Support(usable["ids"], usable["x"], usable["label"], usable["ts"])
+        return None, Ignored(foreign=1)
+    usable, future = in_time(rows, ts_ms, max_age_ms)
+    return Support(usable["ids"], usable["x"], usable["label"], usable["ts"]), Ignored(future=future)
 
 
-def _reason(scorer: Scores, scenario: int, foreign: int) -> str:
+def known_rows(
+    layout: supports.Layout, packed: bytes, ts_ms: int, max_age_ms: int, scorer: Scores, max_drift: float
+) -> tuple[Known | None, Ignored]:
+    """The same of a packed set of meta inputs; rows of a trunk that is not the scorer's, nor near it, are stale."""
+    rows = supports.unpack(layout, packed)
+    if rows is None:
+        return None, Ignored(foreign=1)
+    usable, future = in_time(rows, ts_ms, max_age_ms)
+    if scorer.trunk is None:
+        return None, Ignored(future=future, stale=len(usable))
+    kept = usable[meta_supports.compatible(usable, scorer.trunk, max_drift)]
+    known = Known(*meta_supports.parts_of(kept, scorer.shape), kept["label"], kept["ts"])
+    return known, Ignored(future=future, stale=len(usable) - len(kept))
+
+
+def in_time(rows: supports.Rows, ts_ms: int, max_age_ms: int) -> tuple[supports.Rows, int]:
+    """The rows that are strictly before `ts_ms` and not too old, and how many are refused because they are not before it."""
+    early = rows["ts"] < ts_ms
+    return rows[early & (rows["ts"] >= ts_ms - max_age_ms)], int(len(rows) - early.sum())
+
+
+def _reason(scorer: Scores, scenario: int, ignored: Ignored) -> str:
     if scorer.modes.code(scenario) == modes.OFF:
         return "adaptation_off"
-    return "foreign_support" if foreign else "no_support"
+    reasons = {"diverged": ignored.diverged, "foreign_support": ignored.foreign, "stale_support": ignored.stale}
+    return next((reason for reason, count in reasons.items() if count), "no_support")

@@ -169,6 +169,21 @@ class Join(spec.Section, frozen=True):
 class Support(spec.Section, frozen=True):
     """A task's support set."""
 
+    mode: Annotated[
+        Literal["features", "meta_inputs"],
+        Meta(
+            description="what serving adapts on: features of the samples, through its own trunk; or what the learner's trunk "
+            "made of them, which it writes to the store after a step"
+        ),
+    ] = "features"
+    max_drift: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="meta_inputs: a row is ignored once the trunk has moved by more since it was written, as the sum over "
+            "snapshots of the relative change of meta inputs",
+        ),
+    ] = 0.5
     size: Annotated[int, Meta(ge=0, le=1024, description="newest samples kept (K)")] = 32
     max_age_s: Annotated[float, Meta(gt=0, description="older samples are evicted by event time, keys by expiry")] = 2_592_000.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import hiredis
 import numpy as np
 
-from state import redis_connection, redis_script, redis_wire, stores
+from state import redis_connection, redis_script, redis_wire, stores, supports
 from state.stores import F64, U64, Bytes
 
 KEYS_PER_READ = 1024
@@ -32,8 +32,13 @@ class RedisStore:
         password: str | None = None,
         timeout_s: float = 5.0,
         patience_s: float = 0.0,
+        support_key: bytes = supports.KEY,
     ) -> None:
-        """`timeout_s` bounds one reply; `patience_s` is how long a call goes on trying to reach a server that is away."""
+        """`timeout_s` bounds one reply; `patience_s` is how long a call goes on trying to reach a server that is away.
+
+        `support_key` begins the keys of support sets; those of meta inputs have their own (`state.meta_supports.KEY`).
+        """
+        self._support_key = support_key
         self.url, self.schema, self._prefix = redis_connection.named(url), schema, prefix.encode()
         self._connection = redis_connection.Connection(url, password, timeout_s, patience_s)
         self._script, self._sha = redis_script.source(schema).encode(), b""
@@ -170,7 +175,7 @@ class RedisStore:
 
     async def supports(self, tasks: U64) -> list[bytes | None]:
         """The packed support set of each task."""
-        commands = redis_wire.mgets(redis_wire.keys(self._prefix + b"s", tasks), SUPPORTS_PER_READ)
+        commands = redis_wire.mgets(redis_wire.keys(self._prefix + self._support_key, tasks), SUPPORTS_PER_READ)
         if not commands:
             return []
         return [value for chunk in await self._connection.ask(commands, len(commands)) for value in chunk]
@@ -178,7 +183,7 @@ class RedisStore:
     async def put_supports(self, tasks: U64, values: Sequence[bytes], ttl_ms: int) -> None:
         """Replace support sets; each key expires after `ttl_ms`. One call at a time, or a repeated one could undo a later one."""
         if len(tasks):
-            await self._connection.ask(redis_wire.sets(self._prefix + b"s", tasks, values, ttl_ms), len(tasks))
+            await self._connection.ask(redis_wire.sets(self._prefix + self._support_key, tasks, values, ttl_ms), len(tasks))
 
 
 async def connect(

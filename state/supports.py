@@ -26,6 +26,7 @@ HEAD_WORDS = 2
 TS, REQUEST, ITEM, SCENARIO, IDS = 0, 1, 2, 3, 4
 FIRST_SLOTS = 256
 CACHE_BYTES = 64 << 20
+KEY = b"s"
 
 
 class Layout(NamedTuple):
@@ -52,8 +53,12 @@ class Layout(NamedTuple):
 
 def layout(config: Config) -> Layout:
     """The rows of a configuration. The fingerprint covers the feature spec and the objectives: both give the numbers meaning."""
-    n_ids, n_objectives = spec.id_width(config.features), len(config.objectives)
-    numbers = len(spec.number_names(config.features))
+    return shaped(config, spec.id_width(config.features), len(spec.number_names(config.features)))
+
+
+def shaped(config: Config, n_ids: int, numbers: int, also: Sequence[str | int] = ()) -> Layout:
+    """Rows of so many ids F and numbers D; `also` is what the fingerprint covers beside the feature spec and the objectives."""
+    n_objectives = len(config.objectives)
     at = 8 * (IDS + n_ids)
     fields: dict[str, tuple[Any, int]] = {
         "ts": ("<i8", 8 * TS),
@@ -68,7 +73,7 @@ def layout(config: Config) -> Layout:
     end = at + 4 + 4 * n_objectives + 4 * numbers
     formats, offsets = zip(*fields.values(), strict=True)
     dtype = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": end + -end % 8})
-    meaning = (spec.fingerprint(config.features, config.action_kinds), [meaning_of(o) for o in config.objectives])
+    meaning = (spec.fingerprint(config.features, config.action_kinds), [meaning_of(o) for o in config.objectives], *also)
     digest = hashlib.blake2b(msgspec.json.encode(meaning), digest_size=8).digest()
     return Layout(dtype, int.from_bytes(digest, "little"), config.support.size, round(config.support.max_age_s * 1000))
 
@@ -223,8 +228,9 @@ class Sets:
     batches touch more tasks.
     """
 
-    def __init__(self, config: Config, cache_bytes: int = CACHE_BYTES) -> None:
-        self.layout = layout(config)
+    def __init__(self, config: Config, cache_bytes: int = CACHE_BYTES, shape: Layout | None = None) -> None:
+        """`shape` says what the rows are, if not those of `layout`."""
+        self.layout = shape or layout(config)
         self.foreign = 0
         self._in_flight = config.streams.in_flight
         self._most = max(1, cache_bytes // (8 * max(1, self.layout.size) * self.layout.words))

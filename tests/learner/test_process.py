@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from learner import rehearsal
+from learner import kafka_input, kafka_output, rehearsal
 from models import base, modes, scorer
 from state import columns, config, control, disk_snapshots, ids, kafka_settings, kafka_topics, plan, snapshots, spec
 from thousandfold import brokers, meta_cli
@@ -225,6 +225,30 @@ def test_switches_are_planned_served_and_outlive_a_kill(
     assert restarted[0] == again, "before the first step after the restart"
     assert (served(settings, "odd"), served(settings, "even")) == ((modes.OFF, 0), (modes.FINE_TUNE_ONLY, 3))
     assert [value for _, _, value in everything(settings, settings.topics.dead_letters)] == [b"junk"]
+
+
+def test_a_decision_stands_in_control_beside_its_plan_record_and_leaves_no_lag(
+    broker: brokers.Broker, make_config: Callable[..., Any]
+) -> None:
+    settings = deploy(broker, make_config).config
+    output = kafka_output.KafkaOutput(settings, lambda: False)
+    output.open()
+    decision = control.Decision(scenario="odd", on=True, first_step=1, sequence=0, wall_ms=0)
+    record = plan.Record(
+        sequence=0, incarnation=1, first_step=1, last_step=0, wall_ms=0, ranges=(), skipped=(), rows=0, seed=0, threads=1,
+        code="", spec="", decisions=(("odd", ids.of("odd"), True),),
+    )  # fmt: skip
+    output.write(plan.encode(record), [], [control.encode_decision(decision)])
+    assert records(settings) == [record]
+    source = kafka_input.KafkaInput(settings)
+    try:
+        source.assign({})
+        [message] = source.fetch(10, 0.5)
+        assert control.is_decision(message.key)
+        assert control.decode_decision(message.value) == decision
+        assert source.lag()[settings.topics.control, 0] == 0
+    finally:
+        source.close()
 
 
 def test_missing_topics_end_it_with_2_and_what_to_run(broker: brokers.Broker, make_config: Callable[..., Any]) -> None:

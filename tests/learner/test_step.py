@@ -35,7 +35,7 @@ def test_300_steps_hash_the_same_twice_and_resumed_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("poison", ["label", "weight", "s_label"])
+@pytest.mark.parametrize("poison", ["label", "weight"])
 def test_a_step_that_is_not_finite_is_skipped_and_changes_no_parameter(poison: str, native: bool) -> None:
     settings = minibatches.settings()
     trainer = run(step.Trainer(settings, native=native), 0, 3)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import base, modes
+from models import modes
 from models.scorer import Scored, Task
 from serving import app, exploration, live, requests, scoring
 from state import config as configuration
-from state import memory_store, records
+from state import memory_store, meta_supports, records
 from thousandfold.data import simulator
 
 SHARE = configuration.Exploration(share=0.3, count="item_count", new_below=50, place=1, prior=8)
@@ -41,11 +41,13 @@ class ByPlace:
     """Scores that fall with the place in the request."""
 
     modes = modes.Modes(CONFIG.meta)
+    trunk: meta_supports.Trunk | None = None
+    shape = meta_supports.Shape(1, 1, 1, 1)
 
     def observed(self, _scenario: int) -> tuple[int, Any]:
         return 0, np.zeros((5, 1))
 
-    def score(self, ids: Any, x: Any, scenario: int, support: base.Support | None) -> Scored:  # noqa: ARG002 - as a scorer's
+    def score(self, ids: Any, x: Any, scenario: int, support: Any) -> Scored:  # noqa: ARG002 - as a scorer's
         falling = np.linspace(0.4, 0.1, len(x), dtype=np.float32).reshape(-1, 1)
         return Scored(falling, falling, 0)
 
@@ -176,7 +178,7 @@ def test_without_the_store_nothing_is_new() -> None:
     made = scoring.Scoring(CONFIG)
     service = app.Service(CONFIG, memory_store.MemoryStore(made.engine.schema, lambda: TS), made)
     asked = service.decoder.decode(b'{"user_id": "u", "scenario": "s", "candidates": [{"item_id": 1}, {"item_id": 2}]}', "json")
-    outcome = scoring.Outcome(np.array([[0.2], [0.3]], np.float32), 0, None, 0, np.zeros((2, 1), np.float32))
+    outcome = scoring.Outcome(np.array([[0.2], [0.3]], np.float32), 0, None, scoring.Ignored(), np.zeros((2, 1), np.float32))
     said = [service._explored(asked, outcome, ts, known=False) for ts in range(40)]
     service.loader.shutdown()
     assert all(one == exploration.Exploration([1, 0], [1.0, 1.0], None) for one in said)

@@ -14,7 +14,7 @@ from models.scorer import Scored, Task
 from serving import requests, scoring
 from serving.problems import Problem
 from state import config as configuration
-from state import features, ids, memory_store, records, supports
+from state import features, ids, memory_store, meta_supports, records, supports
 from streams import samples
 
 FEATURES = """
@@ -34,16 +34,19 @@ TS = 1_700_000_000_000
 class Remembering:
     """A scorer whose score is the row's `user_count` and which remembers what it was given."""
 
+    trunk: meta_supports.Trunk | None = None
+    shape = meta_supports.Shape(1, 2, 1, 1)
+
     def __init__(self) -> None:
         self.modes = modes.Modes(CONFIG.meta)
-        self.calls: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32], base.Support | None]] = []
+        self.calls: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32], base.Support | base.Known | None]] = []
         self.offset = np.float32(0)
 
     def observed(self, _scenario: int) -> tuple[int, npt.NDArray[np.float64]]:
         return 0, np.zeros((5, 2))
 
     def score(
-        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | None
+        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | base.Known | None
     ) -> Scored:
         [scored] = self.merged([Task(ids, x, scenario, support)])
         return scored
@@ -52,10 +55,10 @@ class Remembering:
         return [self._scored(*task) for task in tasks]
 
     def _scored(
-        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | None
+        self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: base.Support | base.Known | None
     ) -> Scored:
         self.calls.append((ids, x, support))
-        used = 0 if support is None or self.modes.code(scenario) == modes.OFF else len(support.ids)
+        used = 0 if support is None or self.modes.code(scenario) == modes.OFF else len(support.label)
         plain = x[:, -1:] + self.offset
         return Scored(plain, plain + used, used)
 
@@ -114,16 +117,17 @@ def test_candidates_of_several_tasks_are_each_adapted_to_their_own() -> None:
 
 @hypothesis.given(st.lists(st.integers(TS - 50, TS + 50), max_size=12), st.integers(0, 60))
 def test_support_is_strictly_earlier_and_not_too_old(times: list[int], max_age_ms: int) -> None:
-    rows = scoring.support_rows(supports.layout(CONFIG), packed(sorted(times)), TS, max_age_ms)
+    rows, ignored = scoring.support_rows(supports.layout(CONFIG), packed(sorted(times)), TS, max_age_ms)
     assert rows is not None
     assert len(rows.ids) == sum(TS - max_age_ms <= t < TS for t in times)
+    assert ignored == scoring.Ignored(future=sum(t >= TS for t in times))
 
 
 @pytest.mark.parametrize("damaged", [b"", b"x" * 40, packed([TS - 1])[:-1]])
 def test_a_damaged_support_set_counts_as_foreign(damaged: bytes) -> None:
     made = scoring.Scoring(CONFIG)
     outcome = made.finish(Remembering(), made.begin(asked(), TS, 0.0), None, [damaged], 0.0)
-    assert (outcome.support_rows, outcome.plain_reason, outcome.foreign) == (0, "foreign_support", 1)
+    assert (outcome.support_rows, outcome.plain_reason, outcome.ignored.foreign) == (0, "foreign_support", 1)
 
 
 def test_a_scenario_that_is_switched_off_says_so() -> None:

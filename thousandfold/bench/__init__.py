@@ -13,6 +13,7 @@ BENCHES = {
     "meta": "what every meta-learning algorithm gains over no adaptation and over one bias per task, and for whom",
     "adaptation": "meta-gradients against vmap(grad) and a loop over tasks: tasks per second, memory, agreement",
     "retrieval": "recall and NDCG of what a user acts on next, two towers adapted and not, against popularity",
+    "support": "support sets of features against those of meta inputs: quality, latency and bytes",
     "merge": "what one merged model costs against a model for every scenario: parameters, keys, rows per second, memory",
     "streams": "impressions per second of enrich, join and group on a real broker and store",
     "steps": "rows per second of the training step from memory, native and torch, with and without meta-learning",
