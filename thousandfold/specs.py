@@ -4,7 +4,7 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m", "ml1m_dupn", "ml1m_retrieval", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd")
+NAMES = ("ml1m", "ml1m_dupn", "ml1m_retrieval", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd", "planted")
 FOLDERS = ("examples", "benchmarks/multi_scenario")
 
 

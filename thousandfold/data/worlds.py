@@ -38,3 +38,29 @@ SEESAW7 = msgspec.structs.replace(
 )
 """Known truth with the seven objectives of PEPNet (Chang et al. 2023): beside clicks six that agree with them less and less, down
 to `hate`, which happens where clicks do not; each has a taste of its own. In `contrary` what agrees is turned round."""
+
+PLANTED = simulator.Settings(
+    scenarios=(simulator.Scenario("all", 1.0, 0.0, 1.0),),
+    users=1,
+    items=300,
+    new_user_share=1.0,
+    new_items_per_hour=0.0,
+    lists_per_s=5.0,
+    session_median=20.0,
+    session_p95=60.0,
+    repeat_share=0.0,
+    base=-0.6,
+    position_bias=0.0,
+    item_spread=0.5,
+    user_spread=1.2,
+    taste_spread=0.6,
+    scenario_spread=0.0,
+    drift_spread=0.0,
+    delay_median_s=0.0,
+    delay_p90_s=0.0,
+)
+"""Known truth for `bench meta`: every session is a user never seen before, more or less willing than others and with a taste. So
+ids say nothing of users, and what is known of one is in the support set alone."""
+
+UNPLANTED = msgspec.structs.replace(PLANTED, user_spread=0.0, taste_spread=0.0)
+"""The same without anything that belongs to a user: there is nothing to adapt to."""

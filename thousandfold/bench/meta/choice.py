@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from state import config as configuration
-from thousandfold.bench import baselines, figures, protocol, quality
+from thousandfold.bench import baselines, figures, logs, protocol, quality
 from thousandfold.bench.meta import gains
 
 Say = Callable[[str], None]
@@ -32,14 +32,19 @@ LEADER = "fomaml"
 ROUNDS = 2
 
 
-def choose(
-    config: configuration.Config, inputs: protocol.Inputs, variants: Sequence[str], known: Mapping[str, gains.Settings],
-    keys: Sequence[str] = tuple(GRID), rows: int | None = None, say: Say = print,
-) -> dict[str, gains.Settings]:  # fmt: skip
-    """Settings of the variants by the mean of AUC and GAUC, seed 0, half of what is read as burn-in.
+def first(log: logs.Log, rows: int | None = None) -> logs.Log:
+    """The lists from which settings may be chosen: the first fifth of the log, and no more than `rows` rows."""
+    fifth = round(quality.CHOICE_SHARE * log.rows)
+    return logs.head(log, min(rows or fifth, fifth))
 
-    `rows` are read at most, and never more than the first fifth of the log. `known` is where a walk begins: that of a variant at
-    what was found for it before, else at what was found for first-order MAML.
+
+def choose(
+    config: configuration.Config, part: protocol.Inputs, variants: Sequence[str], known: Mapping[str, gains.Settings],
+    keys: Sequence[str] = tuple(GRID), say: Say = print,
+) -> dict[str, gains.Settings]:  # fmt: skip
+    """Settings of the variants by the mean of AUC and GAUC on `part` of a log (see `first`), seed 0, half of it as burn-in.
+
+    `known` is where a walk begins: at what was found for the variant before, else at what was found for first-order MAML.
 
     Raises:
         ConfigError: there is no such setting.
@@ -47,8 +52,6 @@ def choose(
     unknown = [key for key in keys if key not in GRID]
     if unknown:
         raise configuration.ConfigError(f"no setting {', '.join(unknown)} is searched; there are {', '.join(GRID)}")
-    whole = round(quality.CHOICE_SHARE * inputs.rows)
-    part = inputs.head(min(rows or whole, whole))
     counted = np.arange(part.rows) >= part.rows // 2
     label, group = part.label[counted, 0], part.group[counted]
 

@@ -1,10 +1,11 @@
 """The command: which log and features, which algorithms with which settings, and where the results go."""
 
+import functools
 import itertools
 import pathlib
 import sys
 import tomllib
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import tomli_w
@@ -14,7 +15,7 @@ from rich.console import Console
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import grids, logs, pages, protocol, quality, report
-from thousandfold.bench.meta import choice, gains, plots, study, tables
+from thousandfold.bench.meta import choice, gains, planted, plots, study, tables
 from thousandfold.bench.meta.parts import parts
 
 FEATURES = {"rich": "ml1m", "ids": "ml1m_ids"}
@@ -46,16 +47,20 @@ def example(name: str) -> str:
     return FEATURES[name]
 
 
-class Log:
-    """One log under several configurations; features are computed once for each."""
+class Source(NamedTuple):
+    """Where a log comes from, how much of it is read and how late its labels are."""
 
-    def __init__(self, data: str, limit: int | None, lag: str, progress: quality.Progress) -> None:
-        self._data, self._limit, self._lag, self._progress = data, limit, quality.lag_of(lag), progress
+    data: str
+    limit: int | None
+    lag: protocol.Lag
 
-    def read(self, name: str, config: configuration.Config) -> protocol.Inputs:
-        """What models read under this configuration."""
-        log = quality.open_log(config, self._data, None, self._limit)
-        return protocol.prepare(config, log, self._lag, self._progress.stage(f"{name}: features"))
+    def read(self, config: configuration.Config) -> logs.Log:
+        """The log, for one configuration."""
+        return quality.open_log(config, self.data, None, self.limit)
+
+    def prepare(self, config: configuration.Config, log: logs.Log, tell: protocol.Tell) -> protocol.Inputs:
+        """What models read."""
+        return protocol.prepare(config, log, self.lag, tell)
 
 
 app = typer.Typer()
@@ -64,7 +69,7 @@ app = typer.Typer()
 @app.command()
 def meta(
     features: Annotated[str, typer.Option(help="ids, rich (with the real-time counters), or both: MovieLens-1M")] = "rich,ids",
-    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows, with --spec")] = "ml1m",
+    data: Annotated[str, typer.Option(help="ml1m, planted (known truth), or, with --spec, simulate or a Parquet file")] = "ml1m",
     spec: Annotated[pathlib.Path | None, typer.Option(help="a configuration of your own in place of --features")] = None,
     algorithms: Annotated[str, typer.Option(help="comma-separated; baselines always run")] = ",".join(gains.VARIANTS),
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
@@ -82,6 +87,9 @@ def meta(
     """AUC and GAUC that adaptation gains, for every algorithm, by support, size of the task and scenario, against baselines."""
     # A file or a pipe has no width of its own, and rich would cut the numbers off.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if data == planted.PLANTED and not choose:
+        _planted(console, limit or planted.ROWS, seeds, report_file, out)
+        return
     if spec is None and data != "ml1m":
         raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
     if resume and out is None:
@@ -91,23 +99,24 @@ def meta(
     names = sorted(features.split(","), reverse=True) if spec is None else []
     files = {spec.stem: spec} if spec is not None else {name: specs.path(example(name)) for name in names}
     variants, progress = algorithms.split(","), quality.Progress()
-    log = Log(data, limit, lag, progress)
+    source = Source(data, limit, quality.lag_of(lag))
     chosen: Chosen = read(settings) if settings is not None and (settings.exists() or not choose) else {}
     configs = {name: configuration.load(file) for name, file in files.items()}
     for name, config in configs.items():
         gains.check(config, variants, chosen.get(name, {}))
     if choose:
+        say = functools.partial(console.print, soft_wrap=True, highlight=False)
         for name, config in configs.items():
-            found = log.read(name, config)
-            own = chosen.get(name, {})
-            chosen[name] = choice.choose(config, found, variants, own, keys.split(","), choice_rows, console.print)
+            part = choice.first(source.read(config), choice_rows)
+            inputs = source.prepare(config, part, progress.stage(f"{name}: features"))
+            chosen[name] = choice.choose(config, inputs, variants, chosen.get(name, {}), keys.split(","), say)
         _tell_choice(console, chosen, settings)
         return
     seeds_of = {v: seeds if v in gains.MAIN else seeds_of_others or seeds for v in gains.VARIANTS}
     store = gains.Store(None if out is None else out / "passes", resume)
     made, real_time = list[study.Study](), None
     for name, config in configs.items():
-        inputs = log.read(name, config)
+        inputs = source.prepare(config, source.read(config), progress.stage(f"{name}: features"))
         runs = gains.measure(config, inputs, variants, chosen.get(name, {}), seeds_of, progress, store)
         if name == "ids" and real_time is not None:
             runs = {gains.OFF: runs.pop(gains.OFF), gains.REAL_TIME: real_time, **runs}
@@ -124,6 +133,17 @@ def _tell_choice(console: Console, chosen: Chosen, settings: pathlib.Path | None
         settings.write_text(text, encoding="utf-8")
 
 
+def _planted(
+    console: Console, rows: int, seeds: int, report_file: pathlib.Path | None, out: pathlib.Path | None
+) -> None:  # fmt: skip
+    command, progress = report.command_line(), quality.Progress()
+    made = [planted.measure(name, rows, seeds, progress) for name in planted.WORLDS]
+    told = planted.rows_of(made, command)
+    shown = [tables.verdicts([r for r in told if r.target is not None]), *(planted.table(world) for world in made)]
+    drawn = {world.name: planted.picture(world) for world in made} if out is not None else {}
+    _write(console, told, shown, drawn, report_file, out)
+
+
 def _show(
     console: Console, made: list[study.Study], whole: bool, report_file: pathlib.Path | None, out: pathlib.Path | None
 ) -> None:
@@ -133,11 +153,18 @@ def _show(
     shown = [grid for one in made for grid in itertools.chain([tables.overall(one)], tables.by_part(one))]
     if bars:
         shown = [tables.verdicts(bars), *shown]
+    drawn = {name: body for one in made for name, body in plots.pictures(one).items()} if out is not None else {}
+    _write(console, rows, shown, drawn, report_file, out)
+
+
+def _write(
+    console: Console, rows: list[report.Row], shown: list[grids.Grid], drawn: dict[str, bytes],
+    report_file: pathlib.Path | None, out: pathlib.Path | None,
+) -> None:  # fmt: skip
     for grid in shown:
         console.print(grids.terminal(grid))
     if report_file is not None:
         report.write(report_file, rows)
         console.print(f"written: {report_file}")
     if out is not None:
-        drawn = {name: body for one in made for name, body in plots.pictures(one).items()}
-        console.print(f"written: {pages.write(out, 'What adaptation gains', command, shown, drawn, [])}")
+        console.print(f"written: {pages.write(out, 'What adaptation gains', report.command_line(), shown, drawn, [])}")
