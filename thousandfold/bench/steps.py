@@ -25,6 +25,8 @@ from thousandfold.bench import logs, protocol, quality, report
 
 Source = Literal["ml1m", "simulate"]
 TARGETS = {"native": 150_000.0, "torch": 40_000.0}
+MAML_COST = 4 / 3
+"""Meta-learning may cost a quarter of the rows per second, of the step alone, which is stricter than of the whole learner."""
 SPECS: dict[Source, str] = {"ml1m": "ml1m", "simulate": "search_log"}
 ROWS_PER_STEP = 50
 SKIPPED_SHARE = 0.5
@@ -141,7 +143,10 @@ def run(
     return [
         *(report.row(f"steps/{name}", rates[name], "rows/s", target=target) for name, target in TARGETS.items()),
         *(
-            report.row(f"steps/{name}/maml_cost", rates[f"{name}_meta_off"] / rates[name], "rows/s off / on", better="lower")
+            report.row(
+                f"steps/{name}/maml_cost", rates[f"{name}_meta_off"] / rates[name], "rows/s off / on", better="lower",
+                target=MAML_COST if name == "native" else None,
+            )  # fmt: skip
             for name in TARGETS
         ),
     ]
