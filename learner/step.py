@@ -98,7 +98,7 @@ class Trainer:
             return self.score(batch)
         ids, x = plain(batch.ids), plain(batch.x)
         rows = self.table.admit(ids, now_ms)
-        work = self._work(batch, rows, x, self._slots(ids, admit=True))
+        work = self._work(batch, rows, x, self._slots(ids, admit=True), learn=True)
         done, diverged = self._run(work)
         skipped = self._descend(done, rows, x, work, self._row_weights(batch, work))
         return Scores(done.unadapted, done.adapted, done.loss, skipped, diverged)
@@ -152,11 +152,11 @@ class Trainer:
         scenarios = ids[:, self._scenario]
         return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
 
-    def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64) -> passes.Work:
+    def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
         codes = self.modes.codes(batch.scenario)
         found = supports.of(self.settings.meta, batch, codes)
         inputs = np.empty((len(rows) + len(found.extra), self.table.row), np.float32)
-        self.table.gather(rows, x, slot, inputs[: len(rows)])
+        self.table.gather(rows, x, slot, inputs[: len(rows)], learn)
         if len(found.extra):
             ids = batch.s_ids[found.extra]
             own = self._slots(ids)

@@ -4,13 +4,15 @@ The table and its map are numpy arrays outside autograd: rows are gathered into 
 for one exact row-wise AdaGrad step.
 """
 
+import mmap
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models import base, id_map, kernels, moments
+from models import base, fused_rows, id_map, moments
 from state import config, spec
 
 U64 = npt.NDArray[np.uint64]
@@ -27,12 +29,16 @@ class Columns(NamedTuple):
     """Geometry of the id matrix for the kernels: start and width (C,) of each category, field (F,) of each column.
 
     `each` (U,): columns that are gathered one by one beside their pooled category. Categories that share have one field.
+    `category` (F,): of each column; `apart` (F,): its place in `each`, or -1. `width`: numbers of an embedding.
     """
 
     starts: I64
     widths: I64
     field_of: I64
     each: I64
+    category: I64
+    apart: I64
+    width: int
 
     def of(self, category: int) -> int:
         """First id column of a category, -1 for none."""
@@ -48,14 +54,32 @@ def columns(settings: config.Config) -> Columns:
     names = [c.name for c in declared]
     fields = np.array([names.index(c.share or c.name) for c in features.categories], np.int64)
     single = [np.arange(c.start, c.start + c.width) for c in declared if c.name in base.geometry(settings).sequences]
-    return Columns(starts, widths, np.repeat(fields, widths), np.concatenate([np.zeros(0, np.int64), *single]))
+    each = np.concatenate([np.zeros(0, np.int64), *single])
+    apart = np.full(int(widths.sum()), -1, np.int64)
+    apart[each] = np.arange(len(each))
+    category = np.repeat(np.arange(len(starts)), widths)
+    return Columns(starts, widths, np.repeat(fields, widths), each, category, apart, settings.model.embedding_width)
 
 
 def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F32, out: F32) -> None:
-    """Input rows (n, row), see `base.Geometry`, for table rows (n, F) and raw numbers (n, D)."""
-    kernels.gather(table, rows, columns.starts, columns.widths, x, mean, scale, out)
+    """Input rows (n, row), see `base.Geometry`, for rows (n, F) of `table`, E + 1 weights and more, and raw numbers (n, D)."""
+    fused_rows.gather(table, columns.width, rows, columns.starts, columns.widths, x, mean, scale, out)
+    _gather_each(table, rows, columns, x.shape[1], out)
+
+
+def _gather_each(table: F32, rows: I32, columns: Columns, numbers: int, out: F32) -> None:
     if len(columns.each):
-        kernels.gather_each(table, rows, columns.each, len(columns.starts) * (table.shape[1] - 1) + x.shape[1], out)
+        at = len(columns.starts) * columns.width + numbers
+        fused_rows.gather_each(table, columns.width, rows, columns.each, at, out)
+
+
+def _zeros(rows: int, width: int) -> F32:
+    """Zeros (rows, width) from the start of a page, in huge pages where the system has them: rows are met in no order."""
+    if sys.platform != "linux" or not rows * width:
+        return np.zeros((rows, width), np.float32)
+    memory = mmap.mmap(-1, 4 * rows * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(rows, width)
 
 
 class Own(NamedTuple):
@@ -97,14 +121,16 @@ class Table:
         )
         rows, numbers = self.map.fields + embedding.capacity, len(spec.number_names(settings.features))
         self.width = settings.model.embedding_width
-        self.table = np.zeros((rows, self.width + 1), np.float32)
-        self.accumulator = np.zeros((rows, 2), np.float32)
+        self._state = _zeros(rows, self.width + fused_rows.BESIDE)
+        self.table = self._state[:, : self.width + 1]
+        self.accumulator = self._state[:, self.width + 1 : self.width + 3]
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
         self.moments = np.zeros((3, numbers), np.float64)
         self.observed = np.zeros((settings.scenarios.slots + 1, moments.KEPT, numbers), np.float64)
         self._standard()
-        self._mark = np.zeros(rows, np.int32)
-        self._total, self._touched = np.zeros((0, self.width + 1), np.float32), np.zeros(0, np.int32)
+        self._marks, self._stamp = self._state.view(np.int32), 0
+        self._marked: I32 | None = None
+        self._before, self._total = np.zeros(0, np.int32), np.zeros(self.width + 1, np.float32)
 
     @property
     def row(self) -> int:
@@ -116,24 +142,48 @@ class Table:
         rows, fresh = self.map.admit(ids, now_ms)
         s = self._settings
         if len(fresh.rows):
-            kernels.initialise(
-                self.table, self.accumulator, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale,
-                s.optimizer.embedding_accumulator,
-            )  # fmt: skip
+            fused_rows.initialise(
+                self._state, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale, s.optimizer.embedding_accumulator
+            )
         return rows
 
-    def gather(self, rows: I32, x: F32, slot: I64, out: F32) -> None:
-        """Input rows (n, row) for table rows (n, F) and raw numbers (n, D) of scenarios' slots (n,)."""
-        gather(self.table, rows, self.columns, self.own.apply(x, slot) if self.own else x, self.mean, self.scale, out)
+    def gather(self, rows: I32, x: F32, slot: I64, out: F32, learn: bool = False) -> None:
+        """Input rows (n, row) for table rows (n, F) and raw numbers (n, D) of scenarios' slots (n,).
+
+        `learn`: `descend` is going to get the same `rows`, unchanged; their duplicates are found on the way.
+        """
+        x, columns = self.own.apply(x, slot) if self.own else x, self.columns
+        if not learn:
+            gather(self._state, rows, columns, x, self.mean, self.scale, out)
+            return
+        self._next_marks(rows)
+        fused_rows.gather_to_learn(
+            self._state, self._marks, rows, columns.starts, columns.widths, x, self.mean, self.scale, out,
+            self._before, self._stamp,
+        )  # fmt: skip
+        _gather_each(self._state, rows, columns, x.shape[1], out)
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""
-        if len(self._touched) < rows.size:
-            self._total, self._touched = np.zeros((rows.size, self.width + 1), np.float32), np.zeros(rows.size, np.int32)
-        kernels.adagrad(
-            self.table, self.accumulator, rows, self.columns.starts, self.columns.widths, self.columns.each, gradient,
-            self._settings.optimizer.embedding_rate, self._mark, self._total, self._touched,
+        if rows is not self._marked:
+            self._next_marks(rows)
+            fused_rows.mark(self._marks, rows, self._before, self._stamp)
+        c = self.columns
+        at = gradient.shape[1] - len(c.starts) - len(c.each) * (self.width + 1)
+        fused_rows.descend(
+            self._state, self._marks, rows, c.starts, c.widths, c.category, c.apart, at, gradient,
+            self._settings.optimizer.embedding_rate, self._before, self._stamp, self._total,
         )  # fmt: skip
+        self._marked = None
+
+    def _next_marks(self, rows: I32) -> None:
+        """Marks of these rows begin above all that were ever given, so that none need be taken away; when words end, all are."""
+        self._stamp += len(self._before)
+        if len(self._before) < rows.size:
+            self._before = np.zeros(rows.size, np.int32)
+        if self._stamp > np.iinfo(np.int32).max - len(self._before):
+            self._marks[:, -1], self._stamp = 0, 0
+        self._marked = rows
 
     def observe(self, x: F32, slot: I64, weight: F64) -> None:
         """Merge raw numbers (n, D) into the moments; called after the rows were trained on.

@@ -1,12 +1,11 @@
-"""Native kernels of the embedding side: id map probes, pooled gather, exact row-wise AdaGrad, Adam, distinct support rows."""
+"""Native kernels around the embedding table: id map probes, Adam, distinct support rows."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.vectors import add, address, ahead, write
-from models.vectors import squares as row_squares
+from models.vectors import address, ahead
 from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
@@ -18,12 +17,11 @@ F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[Any]
 
 PAD = np.uint64(2**64 - 1)
-# Bytes of a cache line; distinct rows, and rows of a minibatch, between asking for memory and using it.
-_LINE, _AHEAD, _ROWS_AHEAD = 64, 16, 2
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Rows of a minibatch between asking for memory and using it.
+_ROWS_AHEAD = 2
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S27, _S30, _S31, _S32, _S48 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32), np.uint64(48)
-_LOW16 = np.uint64(0xFFFF)
+_S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
 _HIGH, _FREE, _USED, _ADMITTED, _IDLE, _REFUSED = 0, 1, 2, 3, 4, 6
 
 
@@ -40,7 +38,7 @@ def salts(fields: int) -> U64:
     """One random-looking word per field."""
     out = np.empty(fields, np.uint64)
     for f in range(fields):
-        out[f] = mix(_GOLDEN * np.uint64(f + 1))
+        out[f] = mix(GOLDEN * np.uint64(f + 1))
     return out
 
 
@@ -153,156 +151,6 @@ def insert(old_keys: U64, old_values: I32, old_seen: I64, keys: U64, values: I32
 
 
 @kernel
-def initialise(table: F32, accumulator: F32, rows: I32, keys: U64, seed: int, scale: float, start: float) -> None:
-    """Give rows their first values, a function of (seed, key): about normal, the sum of four uniforms; first-order weight 0."""
-    width = table.shape[1] - 1
-    for i in range(len(rows)):
-        state = mix(keys[i] ^ mix(np.uint64(seed) + _GOLDEN))
-        for d in range(width):
-            state += _GOLDEN
-            z = mix(state)
-            total = (z & _LOW16) + ((z >> np.uint64(16)) & _LOW16) + ((z >> _S32) & _LOW16) + (z >> _S48)
-            table[rows[i], d] = np.float32((np.float64(total) / 65536.0 - 2.0) * 1.7320508075688772 * scale)
-        table[rows[i], width] = 0
-        accumulator[rows[i], 0] = start
-        accumulator[rows[i], 1] = start
-
-
-@kernel
-def _fetch(place: int, size: int) -> None:
-    """Ask for all cache lines of `size` bytes."""
-    for line in range(place & -_LINE, place + size, _LINE):
-        ahead(line)
-
-
-@kernel
-def gather(table: F32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
-    """Fill `[C x E mean-pooled embeddings | D standardised numbers | ... | C first-order weights]`; absent values are zero."""
-    width, categories, clip = table.shape[1] - 1, len(starts), np.float32(4)
-    first, one = out.shape[1] - categories, np.float32(1)
-    place, row = address(table), table.strides[0]
-    for i in range(rows.shape[0]):
-        target = address(out[i])
-        if i + _ROWS_AHEAD < rows.shape[0]:
-            for f in range(rows.shape[1]):
-                _fetch(place + max(rows[i + _ROWS_AHEAD, f], 0) * row, row)
-        for c in range(categories):
-            at = target + 4 * c * width
-            n = 0
-            for f in range(starts[c], starts[c] + widths[c]):
-                r = rows[i, f]
-                if r < 0:
-                    continue
-                n += 1
-                if n == 1:
-                    write(at, place + r * row, one, width)
-                    out[i, first + c] = table[r, width]
-                else:
-                    add(at, place + r * row, one, width)
-                    out[i, first + c] += table[r, width]
-            if n == 0:
-                out[i, c * width : (c + 1) * width] = 0
-                out[i, first + c] = 0
-            elif n > 1:
-                share = one / np.float32(n)
-                write(at, at, share, width)
-                out[i, first + c] *= share
-        # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
-        beside = np.uintp(categories * width)
-        for j in range(np.uintp(x.shape[1])):
-            v = (x[i, j] - mean[j]) * scale[j]
-            out[i, beside + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
-
-
-@kernel
-def gather_each(table: F32, rows: I32, each: I64, at: int, out: F32) -> None:
-    """Fill, from column `at`, the embeddings of the id columns `each` one by one, and then 1 for each that is present, else 0."""
-    width = table.shape[1] - 1
-    present = at + len(each) * width
-    for i in range(rows.shape[0]):
-        for k in range(len(each)):
-            r = rows[i, each[k]]
-            for d in range(width):
-                out[i, at + k * width + d] = table[r, d] if r >= 0 else np.float32(0)
-            out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
-
-
-@kernel
-def _descend(table: F32, accumulator: F32, touched: I32, total: F32, rate: np.float32, mark: I32) -> None:
-    """One step of distinct rows by their summed gradients."""
-    width, tiny = table.shape[1] - 1, np.float32(1e-8)
-    place, sums, line = address(table), address(total), 4 * (width + 1)
-    for k in range(len(touched)):
-        if k + _AHEAD < len(touched):
-            later = touched[k + _AHEAD]
-            _fetch(place + later * line, line)
-            ahead(address(accumulator) + 8 * later)
-        r = touched[k]
-        mark[r] = 0
-        accumulator[r, 0] += row_squares(sums + k * line, width) / np.float32(width)
-        accumulator[r, 1] += total[k, width] * total[k, width]
-        add(place + r * line, sums + k * line, -rate / (np.sqrt(accumulator[r, 0]) + tiny), width)
-        table[r, width] -= rate / (np.sqrt(accumulator[r, 1]) + tiny) * total[k, width]
-
-
-@kernel
-def adagrad(
-    table: F32,
-    accumulator: F32,
-    rows: I32,
-    starts: I64,
-    widths: I64,
-    each: I64,
-    gradient: F32,
-    rate: float,
-    mark: I32,
-    total: F32,
-    touched: I32,
-) -> int:
-    """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
-
-    The id columns `each`, which were gathered one by one as well, also belong to a category. The first-order weight has an
-    accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows; `mark` (zero on entry and exit)
-    has a word per table row. Returns how many distinct rows were changed.
-    """
-    width, categories = table.shape[1] - 1, len(starts)
-    first, n = gradient.shape[1] - categories, 0
-    at = first - len(each) * (width + 1)
-    marks, sums, line = address(mark), address(total), 4 * (width + 1)
-    for i in range(rows.shape[0]):
-        slope = address(gradient[i])
-        if i + _ROWS_AHEAD < rows.shape[0]:
-            for f in range(rows.shape[1]):
-                ahead(marks + 4 * max(rows[i + _ROWS_AHEAD, f], 0))
-        for c in range(categories):
-            present = 0
-            for f in range(starts[c], starts[c] + widths[c]):
-                present += rows[i, f] >= 0
-            share = np.float32(1) / np.float32(max(present, 1))
-            for f in range(starts[c], starts[c] + widths[c]):
-                r = rows[i, f]
-                if r < 0:
-                    continue
-                k = mark[r] - 1
-                if k < 0:
-                    k = n
-                    n += 1
-                    mark[r] = n
-                    touched[k] = r
-                    write(sums + k * line, slope + 4 * c * width, share, width)
-                    total[k, width] = gradient[i, first + c] * share
-                else:
-                    add(sums + k * line, slope + 4 * c * width, share, width)
-                    total[k, width] += gradient[i, first + c] * share
-        for e in range(len(each)):
-            r = rows[i, each[e]]
-            if r >= 0:
-                add(sums + (mark[r] - 1) * line, slope + 4 * (at + e * width), np.float32(1), width)
-    _descend(table, accumulator, touched[:n], total, np.float32(rate), mark)
-    return n
-
-
-@kernel
 def squares(values: F32) -> float:
     """Sum of squares in double precision; not finite if any value is not.
 
@@ -383,7 +231,7 @@ def distinct(
         for i in range(start, end):
             h = np.uint64(0)
             for f in range(ids.shape[1]):
-                h += (ids[i, f] ^ (_GOLDEN * np.uint64(f))) * _M1
+                h += (ids[i, f] ^ (GOLDEN * np.uint64(f))) * _M1
             h = mix(h) & last
             while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
                 h = (h + np.uint64(1)) & last

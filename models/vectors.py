@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-LANES = 8
+LANES, USUAL = 8, 16
 _NUMBER = ir.FloatType()
 _VECTOR = ir.VectorType(_NUMBER, LANES)
 _INDEX = ir.IntType(32)
@@ -49,7 +49,18 @@ ahead = cast("Callable[[int], None]", intrinsic(_ahead))
 
 
 def _each(builder: Any, count: Any, run: Callable[[ir.Type, Any], None]) -> None:
-    """`run` with a type and the offset in bytes: vectors while there is a whole one, then numbers."""
+    """`run` with a type and the offset in bytes: vectors while there is a whole one, then numbers; no loop at the usual width."""
+    word = count.type
+    usual = builder.icmp_unsigned("==", count, ir.Constant(word, USUAL))
+    with builder.if_else(usual) as (straight, loops):
+        with straight:
+            for at in range(0, USUAL, LANES):
+                run(_VECTOR, ir.Constant(word, 4 * at))
+        with loops:
+            _loops(builder, count, run)
+
+
+def _loops(builder: Any, count: Any, run: Callable[[ir.Type, Any], None]) -> None:
     word = count.type
     whole = builder.and_(count, ir.Constant(word, -LANES))
     zero, lanes, one, wide = (ir.Constant(word, value) for value in (0, LANES, 1, 4))

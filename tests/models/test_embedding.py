@@ -82,7 +82,41 @@ def test_adagrad_sums_duplicates_first_and_matches_a_plain_loop() -> None:
     assert table.accumulator[touched] == pytest.approx(accumulator[touched], rel=1e-4)
     untouched = np.setdiff1d(np.arange(len(before)), touched)
     assert (table.table[untouched] == before[untouched]).all()
-    assert not table._mark.any()
+
+
+def test_duplicates_found_while_gathering_are_those_found_afterwards() -> None:
+    (table, rows, x), (other, same, _) = filled(), filled()
+    gradient = np.random.default_rng(1).standard_normal((len(rows), table.row)).astype(np.float32)
+    slot, out = np.zeros(len(rows), np.int64), np.empty((len(rows), table.row), np.float32)
+    for _ in range(3):
+        table.gather(rows, x, slot, out, learn=True)
+        assert out.tobytes() == gathered(table, rows, x).tobytes()
+        table.descend(rows, gradient)
+        other.descend(same, gradient)
+    assert {n: a.tobytes() for n, a in table.arrays().items()} == {n: a.tobytes() for n, a in other.arrays().items()}
+
+
+def test_a_gathering_that_was_not_learned_from_leaves_no_trace() -> None:
+    (table, rows, x), (other, same, _) = filled(), filled()
+    gradient = np.ones((len(rows), table.row), np.float32)
+    out = np.empty((len(rows), table.row), np.float32)
+    table.gather(rows, x, np.zeros(len(rows), np.int64), out, learn=True)
+    table.descend(rows[::2].copy(), gradient[::2].copy())
+    other.descend(same[::2].copy(), gradient[::2].copy())
+    assert table.table.tobytes() == other.table.tobytes()
+
+
+def test_marks_that_have_run_out_begin_again_and_change_nothing() -> None:
+    (table, rows, _), (other, same, _) = filled(), filled()
+    gradient = np.ones((len(rows), table.row), np.float32)
+    table.descend(rows, gradient)
+    other.descend(same, gradient)
+    table._stamp = np.iinfo(np.int32).max - rows.size
+    for _ in range(2):
+        table.descend(rows, gradient)
+        other.descend(same, gradient)
+    assert table._stamp < 3 * rows.size
+    assert table.table.tobytes() == other.table.tobytes()
 
 
 def test_first_values_depend_on_seed_and_key_only() -> None:

@@ -42,8 +42,10 @@ def lists(n: int = 60) -> protocol.Inputs:
 def test_what_scenarios_share_is_held_and_fetched_once() -> None:
     inputs = lists()
     settings = msgspec.structs.replace(CONFIG, model=msgspec.structs.replace(CONFIG.model, own_towers=False))
-    merged, alone = merge.measure(settings, "shared_bottom", "shared_bottom", inputs, rounds=1)
+    merged, alone, auc = merge.measure(settings, "shared_bottom", "shared_bottom", inputs, rounds=1)
     assert merged.rows == alone.rows == inputs.rows
+    assert auc.keys() == {"a", "b"}
+    assert all(0 < value < 1 for pair in auc.values() for value in pair)
     assert merged.embedding_rows == 4 + 20 + 2
     assert alone.embedding_rows == 2 * (4 + 20 + 1)
     assert 2 * merged.parameters == alone.parameters
@@ -68,11 +70,12 @@ def test_minibatches_hold_every_row_once_in_order() -> None:
 def test_costs_add_up_and_the_shares_are_of_the_sum() -> None:
     one = merge.Cost(parameters=10, embedding_rows=4, keys=6.0, seconds=2.0, rows=100, state_bytes=1000)
     alone = merge.total([one, one])
-    found = {row.id: row.value for row in merge.rows_of(one._replace(rows=200, seconds=3.0), alone)}
+    found = {row.id: row.value for row in merge.rows_of(one._replace(rows=200, seconds=3.0), alone, {"a": (0.7, 0.6)})}
     assert found["merge/single/rate"] == pytest.approx(200 / 4)
     assert found["merge/merged/rate"] == pytest.approx(200 / 3)
     assert found["merge/share/parameters"] == pytest.approx(0.5)
     assert found["merge/share/seconds"] == pytest.approx(0.75)
+    assert (found["merge/merged/auc/a"], found["merge/single/auc/a"]) == (0.7, 0.6)
 
 
 def test_the_command_writes_its_report(tmp_path: pathlib.Path) -> None:

@@ -7,11 +7,12 @@ a user who is seen in three scenarios is one row instead of three, and one key o
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from models import base
 from state import config as configuration
 from state.config import Config
 from thousandfold import specs
-from thousandfold.bench import protocol, quality, report
+from thousandfold.bench import figures, protocol, quality, report
 from thousandfold.bench.models import protocols
 
 SAVED = 0.24
@@ -49,6 +50,14 @@ class Cost(NamedTuple):
     """Everything that a snapshot holds."""
 
 
+class Said(NamedTuple):
+    """Scores (n,) of the first objective before each row was learned from, with its labels and scenarios: the first pass."""
+
+    score: npt.NDArray[np.float32]
+    label: npt.NDArray[np.float32]
+    scenario: npt.NDArray[np.uint64]
+
+
 def named(config: Config, model: str, scenarios: int) -> Config:
     """The configuration with another model, room for so many scenarios and no adaptation; a single one owns nothing more."""
     slots = msgspec.structs.replace(config.scenarios, slots=scenarios)
@@ -73,11 +82,11 @@ def minibatches(config: Config, inputs: protocol.Inputs) -> list[Step]:
     return found
 
 
-def cost(config: Config, made: Sequence[Step], rounds: int) -> Cost:
+def cost(config: Config, made: Sequence[Step], rounds: int) -> tuple[Cost, Said]:
     """Train on all steps, `rounds` times after a first pass that fills the table and is not timed; the fastest pass counts."""
-    trainer, keys, seconds = Trainer(config), [], []
+    trainer, keys, seconds, scores = Trainer(config), [], [], []
     for step in made:
-        trainer.step(*step)
+        scores.append(trainer.step(*step).unadapted[:, 0])
         found = trainer.table.map.find(step.batch.ids)
         keys.append(len(np.unique(found[found >= 0])))
     for _ in range(rounds):
@@ -87,7 +96,12 @@ def cost(config: Config, made: Sequence[Step], rounds: int) -> Cost:
         seconds.append(time.perf_counter() - began)
     size = sum(array.nbytes for array in trainer.arrays().values())
     rows = sum(len(step.batch.ids) for step in made)
-    return Cost(len(trainer.dense), trainer.table.map.admitted, float(np.mean(keys)), min(seconds), rows, size)
+    said = Said(
+        np.concatenate(scores),
+        np.concatenate([step.batch.label[:, 0] for step in made]),
+        np.concatenate([np.repeat(step.batch.scenario, step.batch.n_items) for step in made]),
+    )
+    return Cost(len(trainer.dense), trainer.table.map.admitted, float(np.mean(keys)), min(seconds), rows, size), said
 
 
 def total(costs: Sequence[Cost]) -> Cost:
@@ -95,17 +109,24 @@ def total(costs: Sequence[Cost]) -> Cost:
     return Cost(*(sum(part) for part in zip(*costs, strict=True)))
 
 
-def measure(config: Config, single: str, merged: str, inputs: protocol.Inputs, rounds: int) -> tuple[Cost, Cost]:
-    """The cost of the merged model, and the sum of those of single ones."""
+def measure(
+    config: Config, single: str, merged: str, inputs: protocol.Inputs, rounds: int
+) -> tuple[Cost, Cost, dict[str, tuple[float, float]]]:
+    """The cost of the merged model, the sum of those of single ones, and the AUC of both by scenario."""
     whole = protocols.Plan("P", inputs, np.ones(inputs.rows, bool), len(inputs.ts), len(inputs.ts))
     scenarios = np.unique(inputs.scenario).tolist()
     apart = (protocols.of_scenario(whole, s)[0].inputs for s in scenarios)
     alone = [cost(named(config, single, 1), minibatches(config, part), rounds) for part in apart]
-    return cost(named(config, merged, len(scenarios)), minibatches(config, inputs), rounds), total(alone)
+    together, said = cost(named(config, merged, len(scenarios)), minibatches(config, inputs), rounds)
+    found = {}
+    for scenario, (_, own) in zip(scenarios, alone, strict=True):
+        mine = said.scenario == scenario
+        found[inputs.scenarios[scenario]] = (figures.auc(said.label[mine], said.score[mine]), figures.auc(own.label, own.score))
+    return together, total([c for c, _ in alone]), found
 
 
-def rows_of(merged: Cost, alone: Cost) -> list[report.Row]:
-    """The figures of both, and the merged one's share of the others' sum."""
+def rows_of(merged: Cost, alone: Cost, auc: Mapping[str, tuple[float, float]]) -> list[report.Row]:
+    """The figures of both, the merged one's share of the others' sum, and by scenario what that does to the AUC."""
     figures = [("parameters", "numbers"), ("embedding_rows", "rows"), ("keys", "keys a minibatch"), ("state_bytes", "bytes")]
     found = []
     for who, c in (("merged", merged), ("single", alone)):
@@ -116,6 +137,11 @@ def rows_of(merged: Cost, alone: Cost) -> list[report.Row]:
         found.append(
             report.row(f"merge/share/{name}", getattr(merged, name) / getattr(alone, name), "merged / sum", better="lower")
         )
+    for scenario, (together, apart) in auc.items():
+        found += [
+            report.row(f"merge/merged/auc/{scenario}", together, "AUC, one pass"),
+            report.row(f"merge/single/auc/{scenario}", apart, "AUC, one pass"),
+        ]
     seconds = merged.seconds / alone.seconds
     return [*found, report.row("merge/share/seconds", seconds, "merged / sum", better="lower", target=1 - SAVED)]
 

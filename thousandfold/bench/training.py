@@ -122,7 +122,7 @@ def updated(wanted: Size, made: Sequence[Minibatch], gradient: npt.NDArray[np.fl
 
     def step() -> None:
         at = found()
-        table.gather(at, numbers, slot, out)
+        table.gather(at, numbers, slot, out, learn=True)
         table.descend(at, slope)
 
     return step

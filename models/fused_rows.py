@@ -1,0 +1,211 @@
+"""Native kernels of the embedding table's rows: first values, reading with mean pooling, exact row-wise AdaGrad.
+
+A row while training is one run of E + 4 float32: the embedding, a first-order weight, the sum of squared gradients of each,
+and a mark. All that a step needs of an id so lies in neighbouring cache lines, which are asked for ahead of time. Served rows end
+after the weight; kernels that only read take both.
+
+Duplicates are found while rows are read: an occurrence leaves its number in the row's mark and takes the one it finds there as
+the occurrence before it. Whoever still finds its own number when gradients come back is the last, and sums the chain.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from models.kernels import GOLDEN, mix
+from models.vectors import add, address, ahead, write
+from models.vectors import squares as row_squares
+from state.kernels import kernel
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+BESIDE = 4
+"""Words of a row behind its embedding: first-order weight, two accumulators, mark."""
+# Bytes of a cache line; ids between asking for a row and using it.
+_LINE, _AHEAD = 64, 16
+_LOW16 = np.uint64(0xFFFF)
+_S16, _S32, _S48 = np.uint64(16), np.uint64(32), np.uint64(48)
+
+
+@kernel
+def initialise(state: F32, rows: I32, keys: U64, seed: int, scale: float, start: float) -> None:
+    """Give rows their first values, a function of (seed, key): about normal, the sum of four uniforms; first-order weight 0."""
+    width = state.shape[1] - BESIDE
+    for i in range(len(rows)):
+        word = mix(keys[i] ^ mix(np.uint64(seed) + GOLDEN))
+        for d in range(width):
+            word += GOLDEN
+            z = mix(word)
+            total = (z & _LOW16) + ((z >> _S16) & _LOW16) + ((z >> _S32) & _LOW16) + (z >> _S48)
+            state[rows[i], d] = np.float32((np.float64(total) / 65536.0 - 2.0) * 1.7320508075688772 * scale)
+        state[rows[i], width] = 0
+        state[rows[i], width + 1] = start
+        state[rows[i], width + 2] = start
+
+
+@kernel
+def _fetch(place: int, size: int) -> None:
+    """Ask for all cache lines of `size` bytes from a multiple of 16 on."""
+    ahead(place)
+    for line in range(_LINE, size - _LINE + 1, _LINE):
+        ahead(place + line)
+    ahead(place + size - 4)
+
+
+@kernel
+def _rows_ahead(ids: int) -> int:
+    return (_AHEAD + ids - 1) // max(ids, 1)
+
+
+@kernel
+def _pool(table: F32, width: int, rows: I32, starts: I64, widths: I64, i: int, later: int, size: int, out: F32) -> None:
+    """One row's mean-pooled embeddings and first-order weights, absent ones zero; asks for `size` bytes of those `later`."""
+    place, line, target, one = address(table), table.strides[0], address(out[i]), np.float32(1)
+    first, more, here, ahead_of = out.shape[1] - len(starts), i + later < rows.shape[0], np.uintp(i), np.uintp(i + later)
+    beside, weight_of = np.uintp(first), np.uintp(width)
+    for c in range(np.uintp(len(starts))):
+        at, start, n, weight = target + 4 * np.int64(c) * width, starts[c], 0, np.float32(0)
+        for f in range(np.uintp(start), np.uintp(start + widths[c])):
+            if more:
+                _fetch(place + max(rows[ahead_of, f], 0) * line, size)
+            r = rows[here, f]
+            if r < 0:
+                continue
+            n += 1
+            if n == 1:
+                write(at, place + r * line, one, width)
+                weight = table[np.uintp(r), weight_of]
+            else:
+                add(at, place + r * line, one, width)
+                weight += table[np.uintp(r), weight_of]
+        if n > 1:
+            share = one / np.float32(n)
+            write(at, at, share, width)
+            weight *= share
+        elif n == 0:
+            for d in range(c * np.uintp(width), (c + np.uintp(1)) * np.uintp(width)):
+                out[here, d] = 0
+        out[here, beside + c] = weight
+
+
+@kernel
+def _numbers(x: F32, mean: F32, scale: F32, i: int, beside: int, out: F32) -> None:
+    """One row's numbers from column `beside` on, standardised and clipped; what is not finite is the mean."""
+    clip = np.float32(4)
+    # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
+    at = np.uintp(beside)
+    for j in range(np.uintp(x.shape[1])):
+        v = (x[i, j] - mean[j]) * scale[j]
+        out[i, at + j] = min(max(v, -clip), clip) if np.isfinite(v) else np.float32(0)
+
+
+@kernel
+def gather(table: F32, width: int, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32) -> None:
+    """Fill `[C x E mean-pooled embeddings | D standardised numbers | ... | C first-order weights]`; absent values are zero."""
+    later = _rows_ahead(rows.shape[1])
+    for i in range(rows.shape[0]):
+        _pool(table, width, rows, starts, widths, i, later, 4 * width + 4, out)
+        _numbers(x, mean, scale, i, len(starts) * width, out)
+
+
+@kernel
+def _mark(marks: I32, rows: I32, i: int, before: I32, stamp: int) -> None:
+    """Chain the occurrences of one minibatch row: `before` gets the number (from 1) of the one before, or nothing above 0."""
+    at, here, first, base = np.uintp(marks.shape[1] - 1), np.uintp(i), np.uintp(i * rows.shape[1]), np.int32(stamp)
+    for f in range(np.uintp(rows.shape[1])):
+        e, r = first + f, rows[here, f]
+        if r >= 0:
+            before[e] = marks[np.uintp(r), at] - base
+            marks[np.uintp(r), at] = base + np.int32(e) + np.int32(1)
+
+
+@kernel
+def gather_to_learn(
+    state: F32, marks: I32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32,
+    before: I32, stamp: int,
+) -> None:  # fmt: skip
+    """`gather`, and `mark` in the same visit. `marks` are the words of `state`."""
+    width, later, line = state.shape[1] - BESIDE, _rows_ahead(rows.shape[1]), state.strides[0]
+    for i in range(rows.shape[0]):
+        _pool(state, width, rows, starts, widths, i, later, line, out)
+        _mark(marks, rows, i, before, stamp)
+        _numbers(x, mean, scale, i, len(starts) * width, out)
+
+
+@kernel
+def mark(marks: I32, rows: I32, before: I32, stamp: int) -> None:
+    """Find the duplicates among rows (n, F): marks then are from `stamp` + 1 to `stamp` + n x F, and were at most `stamp`."""
+    for i in range(rows.shape[0]):
+        _mark(marks, rows, i, before, stamp)
+
+
+@kernel
+def gather_each(table: F32, width: int, rows: I32, each: I64, at: int, out: F32) -> None:
+    """Fill, from column `at`, the embeddings of the id columns `each` one by one, and then 1 for each that is present, else 0."""
+    present = at + len(each) * width
+    for i in range(rows.shape[0]):
+        for k in range(len(each)):
+            r = rows[i, each[k]]
+            for d in range(width):
+                out[i, at + k * width + d] = table[r, d] if r >= 0 else np.float32(0)
+            out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
+
+
+@kernel
+def _chain(
+    e: int, width: int, rows: I32, starts: I64, widths: I64, of: I64, apart: I64, at: int, gradient: F32, before: I32, total: F32
+) -> None:
+    """Sum into `total` what occurrence `e` of a row and those before it say, the last first; its last number is the weight's."""
+    ids, first, sums, one = rows.shape[1], gradient.shape[1] - len(starts), address(total), np.float32(1)
+    total[:] = 0
+    while e >= 0:
+        i = e // ids
+        f = e - i * ids
+        c, present = of[f], 0
+        for other in range(starts[c], starts[c] + widths[c]):
+            present += rows[i, other] >= 0
+        share, slope = one / np.float32(present), address(gradient[i])
+        add(sums, slope + 4 * c * width, share, width)
+        if apart[f] >= 0:
+            add(sums, slope + 4 * (at + apart[f] * width), one, width)
+        total[width] += gradient[i, first + c] * share
+        e = max(before[e], 0) - 1
+
+
+@kernel
+def descend(
+    state: F32, marks: I32, rows: I32, starts: I64, widths: I64, of: I64, apart: I64, at: int, gradient: F32, rate: float,
+    before: I32, stamp: int, total: F32,
+) -> int:  # fmt: skip
+    """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
+
+    Rows (n, F) were marked with `stamp`. Column f is of category `of[f]`; where it was gathered one by one as well, that is place
+    `apart[f]` (else -1) from column `at` on. The first-order weight has an accumulator of its own, as its gradient is of another
+    size. `gradient` is of gathered rows; `total` (E + 1,) is scratch. Returns how many distinct rows were changed.
+    """
+    width, line, place, later = state.shape[1] - BESIDE, state.strides[0], address(state), _rows_ahead(rows.shape[1])
+    first, tiny, step, share = gradient.shape[1] - len(starts), np.float32(1e-8), np.float32(rate), np.float32(1 / width)
+    ids, base, changed, slopes = rows.shape[1], np.int32(stamp), 0, address(gradient)
+    weight_of, square_of = np.uintp(width), np.uintp(width + 1)
+    for i in range(rows.shape[0]):
+        here, ahead_of, more = np.uintp(i), np.uintp(i + later), i + later < rows.shape[0]
+        for f in range(np.uintp(ids)):
+            if more:
+                _fetch(place + max(rows[ahead_of, f], 0) * line, line)
+            e, r, c = np.uintp(i * ids) + f, rows[here, f], np.uintp(of[f])
+            if r < 0 or marks[np.uintp(r), square_of + np.uintp(2)] != base + np.int32(e) + np.int32(1):
+                continue
+            source, weight = slopes + i * gradient.strides[0] + 4 * np.int64(c) * width, gradient[here, np.uintp(first) + c]
+            if before[e] > 0 or widths[c] > 1 or apart[f] >= 0:
+                _chain(np.int64(e), width, rows, starts, widths, of, apart, at, gradient, before, total)
+                source, weight = address(total), total[width]
+            row = state[np.uintp(r)]
+            square = row[square_of] + row_squares(source, width) * share
+            weight_square = row[square_of + np.uintp(1)] + weight * weight
+            row[square_of], row[square_of + np.uintp(1)] = square, weight_square
+            row[weight_of] -= step / (np.sqrt(weight_square) + tiny) * weight
+            add(place + r * line, source, -step / (np.sqrt(square) + tiny), width)
+            changed += 1
+    return changed
