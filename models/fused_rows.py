@@ -199,7 +199,7 @@ def descend(
                 continue
             source, weight = slopes + i * gradient.strides[0] + 4 * np.int64(c) * width, gradient[here, np.uintp(first) + c]
             if before[e] > 0 or widths[c] > 1 or apart[f] >= 0:
-                _chain(np.int64(e), width, rows, starts, widths, of, apart, at, gradient, before, total)
+                _chain(int(np.int64(e)), width, rows, starts, widths, of, apart, at, gradient, before, total)
                 source, weight = address(total), total[width]
             row = state[np.uintp(r)]
             square = row[square_of] + row_squares(source, width) * share
