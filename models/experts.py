@@ -31,7 +31,8 @@ def own(parameters: base.Parameters, name: str, x: torch.Tensor, slot: torch.Ten
     at = slot
     for i in range(depth):
         weight = parameters[f"{name}.{i}.weight"]
-        x = torch.relu(parts.by_slot(x, weight, at) + parameters[f"{name}.{i}.bias"].view(len(weight), -1)[at])
+        bias = parameters[f"{name}.{i}.bias"].view(len(weight), -1)
+        x = torch.relu(parts.slot_layer(x, weight, bias, at, x.new_ones(len(x))))
         if i == 0:
             x = x.view(len(slot) * networks, -1)
             at = (slot.unsqueeze(1) * networks + torch.arange(networks)).view(-1)
@@ -48,8 +49,8 @@ def gate_shapes(name: str, slots: int, inputs: int, outputs: int) -> base.Shapes
 
 def gate(parameters: base.Parameters, name: str, x: torch.Tensor, inputs: base.Inputs) -> torch.Tensor:
     """Logits (n, outputs) of the gate as each row's scenario has changed it; x (n, inputs of the gate)."""
-    change = parts.by_slot(x, parameters[f"own.{name}.weight"], inputs.slot) + parameters[f"own.{name}.bias"][inputs.slot]
-    return parts.linear(parameters, name, x) + inputs.earned.unsqueeze(1) * change
+    own = parameters[f"own.{name}.weight"], parameters[f"own.{name}.bias"]
+    return parts.linear(parameters, name, x) + parts.slot_layer(x, *own, inputs.slot, inputs.earned)
 
 
 def odds(logits: torch.Tensor, own_experts: int, inputs: base.Inputs) -> torch.Tensor:

@@ -6,7 +6,7 @@ the shared gate of the objective plus a change of its own (`models.experts`), so
 
 import torch
 
-from models import base, experts, parts, side_by_side
+from models import base, experts, mmoe_torch, parts, side_by_side
 from state import config
 
 
@@ -35,9 +35,15 @@ class MMoE(parts.Network):
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """The experts, each objective's mixture of them, and what scenarios own of the tower."""
-        x = inputs.x[:, : self.geometry.dense]
+        x = inputs.x[:, : self.geometry.dense].contiguous()
         found = parts.side_by_side(parameters, "expert", x, self.depth)
         return self.head.meta(parameters, side_by_side.mixture(self._shares(parameters, x, inputs), found), inputs)
+
+    def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
+        """The trunk without autograd, where native kernels may replace torch's threads."""
+        if not side_by_side.usable(*parameters.values()):
+            return None
+        return mmoe_torch.Trunk(self.geometry, self.head.wide, self.depth, parameters, gradient)
 
     def _shares(self, parameters: base.Parameters, x: torch.Tensor, inputs: base.Inputs) -> torch.Tensor:
         logits = experts.gate(parameters, "gate", x, inputs)

@@ -6,8 +6,9 @@ scenario's rows have earned it (`models.scenario_slots`); slot 0, nobody's, stay
 """
 
 import torch
+from torch.nn.functional import embedding
 
-from models import base, wide
+from models import base, slot_layers, wide
 from models import side_by_side as native
 from state import config
 
@@ -40,7 +41,7 @@ def stacked(name: str, networks: int, widths: tuple[int, ...]) -> base.Shapes:
 def own_layer(parameters: base.Parameters, name: str, x: torch.Tensor, slot: torch.Tensor, earned: torch.Tensor) -> torch.Tensor:
     """What the changes `name` of slots, stacked weights and biases, add to a layer of rows (n, inputs); `earned` (n, 1)."""
     weight = parameters[f"{name}.weight"]
-    return earned * (by_slot(x, weight, slot) + parameters[f"{name}.bias"].view(len(weight), -1)[slot])
+    return slot_layer(x, weight, parameters[f"{name}.bias"].view(len(weight), -1), slot, earned.reshape(-1))
 
 
 def columns(geometry: base.Geometry, features: tuple[str, ...]) -> torch.Tensor:
@@ -77,6 +78,15 @@ def side_by_side(parameters: base.Parameters, name: str, x: torch.Tensor, depth:
         every = x if x.dim() == 3 else x.expand(len(weight), -1, -1)
         x = torch.relu(torch.baddbmm(bias.view(len(weight), 1, -1), every, weight))
     return x
+
+
+def slot_layer(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, slot: torch.Tensor, earned: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """Rows (n, inputs) to `earned` (x W + b), by their slots' weights (slots, inputs, outputs) and biases (slots, outputs)."""
+    if native.usable(x, weight):
+        return slot_layers.layer(x, weight, bias, slot, earned)
+    return earned.unsqueeze(1) * (by_slot(x, weight, slot) + bias[slot])
 
 
 def by_slot(x: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
@@ -170,10 +180,13 @@ class Head:
         each = (slot.unsqueeze(1) * objectives + torch.arange(objectives)).view(-1)
         weight = parameters["own.tower.weight"]
         weight = weight * parameters["tower.weight"] if self.star else weight
-        change = by_slot(hidden.reshape(rows * objectives, -1), weight, each)
+        bias = parameters["own.tower.bias"].view(-1, self.width)
+        share = inputs.earned.unsqueeze(1).expand(-1, objectives).reshape(-1)
+        change = slot_layer(hidden.reshape(rows * objectives, -1), weight, bias, each, share)
+        gain = embedding(slot, parameters["own.output.weight"].view(self.slots, -1)).view(rows, objectives, -1)
         return base.MetaInput(
             hidden,
-            1 + earned * parameters["own.output.weight"][slot],
-            offset + earned.squeeze(-1) * parameters["own.output.bias"][slot],
-            earned * (change.view(rows, objectives, -1) + parameters["own.tower.bias"][slot]),
+            1 + earned * gain,
+            offset + earned.squeeze(-1) * embedding(slot, parameters["own.output.bias"]),
+            change.view(rows, objectives, -1),
         )

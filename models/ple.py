@@ -84,7 +84,8 @@ class PLE(parts.Network):
         name, objectives = f"gate{level}", self.objectives
         logits = torch.baddbmm(parameters[f"{name}.bias"].view(objectives, 1, -1), x, parameters[f"{name}.weight"])
         each = (inputs.slot.unsqueeze(1) * objectives + torch.arange(objectives)).view(-1)
-        change = parts.by_slot(x.transpose(0, 1).reshape(len(each), -1), parameters[f"own.{name}.weight"], each)
-        change = change.view(-1, objectives, logits.shape[-1]) + parameters[f"own.{name}.bias"][inputs.slot]
-        logits = logits.transpose(0, 1) + inputs.earned.view(-1, 1, 1) * change
+        weight, share = parameters[f"own.{name}.weight"], inputs.earned.unsqueeze(1).expand(-1, objectives).reshape(-1)
+        bias = parameters[f"own.{name}.bias"].view(len(weight), -1)
+        change = parts.slot_layer(x.transpose(0, 1).reshape(len(each), -1), weight, bias, each, share)
+        logits = logits.transpose(0, 1) + change.view(-1, objectives, logits.shape[-1])
         return torch.softmax(experts.odds(logits, self.each, inputs), -1)

@@ -26,7 +26,8 @@ def usable(*tensors: torch.Tensor) -> bool:
 
 
 @kernel
-def _forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
+def forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
+    """Fill `out` (K, n, outputs), see `rectified`; x (K, n, inputs), or (1, n, inputs), which all read."""
     networks, rows, width = out.shape
     for start in range(0, rows, BLOCK):
         end = min(start + BLOCK, rows)
@@ -43,7 +44,7 @@ def _forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
 
 
 @kernel
-def _backward(x: F32, weight: F32, out: F32, slope: F32, dx: F32, dweight: F32, dbias: F32) -> None:
+def backward(x: F32, weight: F32, out: F32, slope: F32, dx: F32, dweight: F32, dbias: F32) -> None:
     """Fill the gradients; `dx` of no rows is not wanted."""
     networks, rows, width = out.shape
     shared, zero = len(x) == 1, np.float32(0)
@@ -71,7 +72,7 @@ class _Rectified(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         stacked = x if x.dim() == 3 else x.unsqueeze(0)
         out = x.new_empty(len(weight), stacked.shape[1], weight.shape[2])
-        _forward(*(t.detach().numpy() for t in (stacked, weight, bias, out)))
+        forward(*(t.detach().numpy() for t in (stacked, weight, bias, out)))
         ctx.save_for_backward(x, weight, out)
         return out
 
@@ -84,7 +85,7 @@ class _Rectified(torch.autograd.Function):
         dweight, dbias = torch.empty_like(weight), weight.new_empty(len(weight) * weight.shape[2])
         if not stacked.shape[1]:
             dweight.zero_()
-        _backward(*(t.detach().numpy() for t in (stacked, weight, out, slope.contiguous(), dx, dweight, dbias)))
+        backward(*(t.detach().numpy() for t in (stacked, weight, out, slope.contiguous(), dx, dweight, dbias)))
         return dx.view(x.shape) if ctx.needs_input_grad[0] else None, dweight, dbias
 
 
@@ -98,7 +99,8 @@ def rectified(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
 
 
 @kernel
-def _mix(shares: F32, found: F32, out: F32) -> None:
+def mix(shares: F32, found: F32, out: F32) -> None:
+    """Fill `out` (n, O, H), see `mixture`."""
     for i in range(out.shape[0]):
         for o in range(out.shape[1]):
             for h in range(out.shape[2]):
@@ -110,7 +112,8 @@ def _mix(shares: F32, found: F32, out: F32) -> None:
 
 
 @kernel
-def _mix_back(shares: F32, found: F32, slope: F32, dshares: F32, dfound: F32) -> None:
+def mix_back(shares: F32, found: F32, slope: F32, dshares: F32, dfound: F32) -> None:
+    """Fill the gradients of shares and experts from that of their mixtures."""
     width = slope.shape[2]
     product_of = np.empty(width, np.float32)
     for i in range(slope.shape[0]):
@@ -131,7 +134,7 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shares: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         out = found.new_empty(*shares.shape[:2], found.shape[2])
-        _mix(*(t.detach().numpy() for t in (shares, found, out)))
+        mix(*(t.detach().numpy() for t in (shares, found, out)))
         ctx.save_for_backward(shares, found)
         return out
 
@@ -140,7 +143,7 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shares, found = ctx.saved_tensors
         dshares, dfound = torch.empty_like(shares), torch.empty_like(found)
-        _mix_back(*(t.detach().numpy() for t in (shares, found, slope.contiguous(), dshares, dfound)))
+        mix_back(*(t.detach().numpy() for t in (shares, found, slope.contiguous(), dshares, dfound)))
         return dshares, dfound
 
 

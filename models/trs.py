@@ -60,8 +60,8 @@ class TRS(parts.Network):
         found = experts.own(parameters, "expert.own", x, inputs.slot, self.group, self.depth)
         if self.group == 1:
             return found
-        logits = parts.by_slot(x, parameters["inner.own.0.weight"], inputs.slot)
-        logits = logits + parameters["inner.own.0.bias"].view(self.head.slots, -1)[inputs.slot]
+        weight, every = parameters["inner.own.0.weight"], torch.ones_like(inputs.earned)
+        logits = parts.slot_layer(x, weight, parameters["inner.own.0.bias"].view(self.head.slots, -1), inputs.slot, every)
         return torch.bmm(torch.softmax(logits.view(-1, self.objectives, self.group), -1), found)
 
     def _shares(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
