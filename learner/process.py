@@ -7,7 +7,8 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from learner import kafka_input, kafka_output, loop, prometheus_metrics, publishing, redis_supports, rehearsal
+from learner import kafka_input, kafka_output, loop, products, prometheus_metrics, publishing, redis_supports, rehearsal
+from models import base
 from state import disk_snapshots, snapshots
 from state.config import Config, ConfigError
 
@@ -32,6 +33,11 @@ def run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[]
 
 def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[], bool]) -> int:
     rehearsal.warm_up(settings)
+    log.info(
+        "torch's products by %s (learner.products = %s)",
+        products.apply(settings, base.geometry(settings).dense),
+        settings.learner.products,
+    )
     output = kafka_output.KafkaOutput(settings, stopping)
     output.open()
     source = kafka_input.KafkaInput(settings)

@@ -387,6 +387,13 @@ class Learner(spec.Section, frozen=True):
     fetch_messages: Annotated[int, Meta(ge=1, le=10_000, description="messages that one plan record may cover")] = 16
     deadline_ms: Annotated[int, Meta(ge=1, description="longest wait for a full fetch, in milliseconds")] = 200
     threads: Annotated[int, Meta(ge=1, le=64, description="torch threads; part of what makes a run repeatable")] = 1
+    products: Annotated[
+        Literal["auto", "mkl", "onednn"],
+        Meta(
+            description="which library multiplies torch's matrices: auto measures speed and error at start, with row counts that "
+            "vary; name the one that the log names to repeat a run byte by byte. Native steps use neither"
+        ),
+    ] = "auto"
     seed: Annotated[int, Meta(ge=0, description="seed of the parameters")] = 0
     window_rows: Annotated[int, Meta(ge=100, description="rows of the windowed metrics")] = 50_000
     baseline: Annotated[

@@ -21,6 +21,7 @@ import torch
 import typer
 from rich.console import Console
 
+from learner import products
 from learner.__main__ import environment
 from learner.step import Trainer
 from models import base, embedding
@@ -222,6 +223,10 @@ def run(rounds: int = ROUNDS, threads: int = 1, say: Callable[[str], None] = pri
     load = os.getloadavg()[0]
     timing = measure(steps, rounds), measure(updates, rounds)
     say(f"load of the machine {load:.1f} before, {os.getloadavg()[0]:.1f} after; {threads} threads; medians of {rounds} rounds")
+    for vary in (False, True):
+        found = products.measure(products.row_counts(BATCH, vary), products.shapes(settings("mmoe", wanted), wanted.inputs))
+        faster, error = found["mkl"].seconds / found["onednn"].seconds, found["onednn"].error
+        say(f"products, rows {'that vary' if vary else 'fixed'}: oneDNN {faster:.2f} x MKL, its relative error {error:.1e}")
     for group in timing:
         say("ms a step: " + ", ".join(f"{name} {statistics.median(s) * 1e3:.2f}" for name, s in group.seconds.items()))
     return rows_of(*timing, {model: count(settings(model, wanted)) for model, count in MODELS.items()}, BATCH, threads)
