@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import optimizers, passes
+from learner import cold_items, optimizers, passes
 from learner.meta import registry as meta_learners
-from models import base, embedding, losses, modes, moments, own_gains, registry, scenario_slots, supports
+from models import base, cold, embedding, losses, modes, moments, own_gains, registry, scenario_slots, supports
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -60,6 +60,8 @@ class Trainer:
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
         self.gains = own_gains.Gains(settings)
+        asked = cold.layout(settings)
+        self.cold = cold_items.Generator(settings, asked) if asked else None
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
         adapter = meta.build(settings, self.model)
         self.shapes = meta.shapes(self.model, adapter)
@@ -82,7 +84,8 @@ class Trainer:
     @property
     def serving_names(self) -> tuple[str, ...]:
         """Names of the arrays that serving needs."""
-        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *self.modes.arrays())
+        generated = (cold.WEIGHT,) if self.cold else ()
+        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *generated, *self.modes.arrays())
 
     def set_meta(self, scenario: str | int | None, mode: modes.Mode) -> None:
         """Switch meta-learning for one scenario (name or hash) or, with None, for those without a mode of their own."""
@@ -97,10 +100,14 @@ class Trainer:
         if not len(batch.ids):
             return self.score(batch)
         ids, x = plain(batch.ids), plain(batch.x)
-        rows = self.table.admit(ids, now_ms)
-        work = self._work(batch, rows, x, self._slots(ids, admit=True), learn=True)
+        rows, slot = self.table.admit(ids, now_ms), self._slots(ids, admit=True)
+        if self.cold:
+            self.cold.start(self.table, rows, x, slot)
+        work = self._work(batch, rows, x, slot, learn=True)
         done, diverged = self._run(work)
         skipped = self._descend(done, rows, x, work, self._row_weights(batch, work))
+        if self.cold and not skipped:
+            self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
         return Scores(done.unadapted, done.adapted, done.loss, skipped, diverged)
 
     def _run(self, work: passes.Work) -> tuple[base.Pass, int]:
@@ -136,10 +143,19 @@ class Trainer:
         """What the published trunk makes of rows of ids (n, F) and raw numbers (n, D), without any change of state."""
         slot = self._slots(ids)
         inputs = np.empty((len(ids), self.table.row), np.float32)
-        self.table.gather(self.table.map.find(plain(ids)), plain(x), slot, inputs)
+        self._gather(self.table.map.find(plain(ids)), plain(x), slot, inputs)
         known = base.Inputs(*(torch.from_numpy(p) for p in (self.gains.apply(inputs, slot), slot, self.slots.earned(slot))))
         with torch.no_grad():
             return self.model.trunk(base.views(torch.from_numpy(self.adam.average), self.shapes), known)
+
+    def _network(self) -> cold_items.Network:
+        parameters = base.views(torch.from_numpy(self.dense), self.shapes)
+        return cold_items.Network(self.model, parameters, self.table, self.gains, self.slots)
+
+    def _gather(self, rows: I32, x: F32, slot: I64, out: F32, learn: bool = False) -> None:
+        self.table.gather(rows, x, slot, out, learn)
+        if self.cold:
+            self.cold.fill(rows, out)
 
     def _row_weights(self, batch: base.Batch, work: passes.Work) -> F64:
         sampling = self.settings.scenarios.negative_sampling
@@ -156,11 +172,11 @@ class Trainer:
         codes = self.modes.codes(batch.scenario)
         found = supports.of(self.settings.meta, batch, codes)
         inputs = np.empty((len(rows) + len(found.extra), self.table.row), np.float32)
-        self.table.gather(rows, x, slot, inputs[: len(rows)], learn)
+        self._gather(rows, x, slot, inputs[: len(rows)], learn)
         if len(found.extra):
             ids = batch.s_ids[found.extra]
             own = self._slots(ids)
-            self.table.gather(self.table.map.find(ids), batch.s_x[found.extra], own, inputs[len(rows) :])
+            self._gather(self.table.map.find(ids), batch.s_x[found.extra], own, inputs[len(rows) :])
             slot = np.concatenate([slot, own])
         return passes.Work(
             self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), plain(batch.weight),
@@ -185,7 +201,7 @@ class Trainer:
         """The complete training state by name: views, to be copied before the next step. `dense` is what serving reads."""
         return {
             "dense": self.adam.average, "dense.trained": self.dense, **self.adam.arrays(), **self.table.arrays(),
-            **self.slots.arrays(), **self.gains.arrays(), **self.modes.arrays(),
+            **self.slots.arrays(), **self.gains.arrays(), **self.modes.arrays(), **(self.cold.arrays() if self.cold else {}),
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
@@ -194,7 +210,7 @@ class Trainer:
         Raises:
             ValueError: an array is missing or has another shape than this configuration needs.
         """
-        optimisers = (*self.adam.arrays(), *self.gains.arrays())
+        optimisers = (*self.adam.arrays(), *self.gains.arrays(), *(self.cold.arrays() if self.cold else ()))
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
             fixed = name in {"dense", "dense.trained", "moments", *optimisers, *scenario_slots.SERVING}
@@ -209,4 +225,6 @@ class Trainer:
         self.table.load(arrays)
         self.slots.load(arrays)
         self.gains.load(arrays)
+        if self.cold:
+            self.cold.load(arrays)
         self.modes.load(arrays)

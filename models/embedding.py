@@ -131,6 +131,8 @@ class Table:
         self._marks, self._stamp = self._state.view(np.int32), 0
         self._marked: I32 | None = None
         self._before, self._total = np.zeros(0, np.int32), np.zeros(self.width + 1, np.float32)
+        self.fresh: I32 = np.zeros(0, np.int32)
+        """Rows that the last `admit` handed out."""
 
     @property
     def row(self) -> int:
@@ -140,12 +142,17 @@ class Table:
     def admit(self, ids: U64, now_ms: int) -> I32:
         """Rows (n, F) of sighted ids; ids new to the table get their first values."""
         rows, fresh = self.map.admit(ids, now_ms)
+        self.fresh = fresh.rows
         s = self._settings
         if len(fresh.rows):
             fused_rows.initialise(
                 self._state, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale, s.optimizer.embedding_accumulator
             )
         return rows
+
+    def place(self, rows: I32, values: F32) -> None:
+        """Overwrite rows (n,) with embeddings and first-order weights (n, E + 1); their accumulators stay."""
+        self.table[rows] = values
 
     def gather(self, rows: I32, x: F32, slot: I64, out: F32, learn: bool = False) -> None:
         """Input rows (n, row) for table rows (n, F) and raw numbers (n, D) of scenarios' slots (n,).

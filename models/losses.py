@@ -166,6 +166,26 @@ def _slope(part: Part, o: int, wanted: Targets, logit: torch.Tensor) -> torch.Te
     return (torch.sigmoid(own) - label.unsqueeze(1)) * weight
 
 
+def curvature(plan: Plan, wanted: Targets, logit: torch.Tensor) -> torch.Tensor:
+    """Diagonals (n, outputs) that bound the second derivative of the sum of the weighted row losses, whatever the logits are.
+
+    Of a ranking, half of each pair's weight for either row: (a - b)^2 <= 2 a^2 + 2 b^2. A user's own loss is taken for one of its
+    kind, which is no bound if it is more curved.
+    """
+    if plan.plain:
+        return 0.25 * wanted.weight.expand_as(logit)
+    return torch.cat([_curvature(part, o, wanted) for o, part in enumerate(plan.parts)], 1)
+
+
+def _curvature(part: Part, o: int, wanted: Targets) -> torch.Tensor:
+    weight, pairs = wanted.weight[:, o : o + 1], wanted.pairs[o]
+    if pairs is not None:
+        half = 0.5 * weight[pairs.above, 0] * pairs.share
+        nothing = torch.zeros_like(weight[:, 0])
+        return nothing.index_add(0, pairs.below, half).index_add(0, pairs.above, half).unsqueeze(1)
+    return weight.expand(-1, part.width) * {"regression": 1.0, "multiclass": 0.5}.get(part.kind, 0.25)
+
+
 def predictions(plan: Plan, logit: torch.Tensor) -> torch.Tensor:
     """What logits (n, outputs) say: a probability per class, a value, a rank between 0 and 1 that compares within a list."""
     if plan.plain:

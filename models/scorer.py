@@ -10,6 +10,7 @@ import torch
 from models import (
     adaptation,
     base,
+    cold,
     embedding,
     kernels,
     losses,
@@ -76,7 +77,10 @@ class Scorer:
         self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
         self._adapter = meta.build(settings, self.model)
         shapes = meta.shapes(self.model, self._adapter)
-        missing = [n for n in ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING) if n not in arrays]
+        self._cold = cold.layout(settings)
+        generated = (cold.WEIGHT,) if self._cold else ()
+        needed = ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *generated)
+        missing = [n for n in needed if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
         numbers, width = len(self._geometry.numbers), self._geometry.width
@@ -86,6 +90,8 @@ class Scorer:
             "slots.keys": (slots,), "slots.rows": (slots + 1,), "moments.observed": (slots + 1, moments.KEPT, numbers),
             "gains.value": (slots + 1, self._geometry.embedded + len(self._geometry.categories)),
         }  # fmt: skip
+        if self._cold:
+            wanted[cold.WEIGHT] = self._cold.shape
         for name, shape in wanted.items():
             if arrays[name].shape != shape:
                 raise ValueError(
@@ -105,6 +111,7 @@ class Scorer:
         self._slots.load(arrays)
         self._gains = np.array(arrays["gains.value"], np.float32)
         self.trunk, self.shape = trunk_of(arrays), self._shape()
+        self._generator = np.array(arrays[cold.WEIGHT], np.float32) if self._cold else np.zeros((0, 0), np.float32)
         self.modes = modes.Modes(settings.meta)
         if "meta.configured" in arrays:
             self.modes.load(arrays)
@@ -204,6 +211,8 @@ class Scorer:
         if self._own is not None:
             numbers = self._own.apply(numbers, self._slots_of(ids))
         embedding.gather(self._table, rows, columns, numbers, self._mean, self._scale, out)
+        if self._cold:
+            cold.fill(self._cold, self._generator, rows, out)
 
     def _natively(self, network: base.NativeTrunk, inputs: F32, label: F32, n_items: I64, taken: I64) -> tuple[F32, F32]:
         """Probabilities of the rows before the last `len(label)`, which are the support rows of one task after the other."""

@@ -280,6 +280,14 @@ class Embedding(spec.Section, frozen=True):
     admit_after: Annotated[int, Meta(ge=1, le=255, description="sightings before an id gets a row of its own")] = 1
     max_idle_s: Annotated[float, Meta(gt=0, description="a row unseen for this event time is evicted")] = 7_776_000.0
     init_scale: Annotated[float, Meta(ge=0, description="standard deviation of a new row; near zero is safe for cold ids")] = 0.01
+    cold: Annotated[
+        Literal["off", "meta"],
+        Meta(
+            description="meta: an item without a row is read as a learned map of its attributes says, and its row begins there "
+            "(docs/cold_start.md); off: the shared row, then `init_scale`"
+        ),
+    ] = "off"
+    cold_rate: Annotated[float, Meta(gt=0, description="learning rate of that map, AdaGrad")] = 0.01
 
 
 class MetaLearning(spec.Section, frozen=True):
@@ -318,6 +326,7 @@ class MetaLearning(spec.Section, frozen=True):
             "meta_sgd",
             "paml",
             "reptile",
+            "ridge",
         ],
         Meta(description="what is adapted and how (docs/meta_learning.md); a native network knows `fomaml` only"),
     ] = "fomaml"

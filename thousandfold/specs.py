@@ -4,8 +4,8 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m", "ml1m_dupn", "ml1m_retrieval", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd", "planted")
-FOLDERS = ("examples", "benchmarks/multi_scenario")
+NAMES = ("ml1m", "ml1m_dupn", "ml1m_retrieval", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd", "planted", "ml1m_cold")
+FOLDERS = ("examples", "benchmarks/multi_scenario", "benchmarks/cold_start")
 
 
 def path(name: str) -> pathlib.Path:

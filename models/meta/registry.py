@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from models import base, losses
-from models.meta import adapters, anil, bias, cavia, film, fomaml, learned_update, maml, meta_sgd, paml
+from models.meta import adapters, anil, bias, cavia, film, fomaml, learned_update, maml, meta_sgd, paml, ridge
 from state import config
 
 ADAPTERS: dict[str, Callable[[adapters.Given], adapters.Adapter]] = {
@@ -19,6 +19,7 @@ ADAPTERS: dict[str, Callable[[adapters.Given], adapters.Adapter]] = {
     "meta_sgd": meta_sgd.adapter,
     "paml": paml.adapter,
     "reptile": fomaml.adapter,
+    "ridge": ridge.adapter,
 }
 """By `meta.algorithm`. Reptile differs from first-order MAML in what it learns from, not in how it adapts."""
 SEED = 0x6D657461

@@ -160,3 +160,18 @@ def test_adaptation_equals_a_loop_over_tasks_with_autograd_for_every_kind(object
             own = {name: value - 0.1 * slope for (name, value), slope in zip(own.items(), slopes, strict=True)}
         plainly = base.tower(own, base.MetaInput(*(part[t] for part in query)))
         assert torch.allclose(together[t], plainly, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objectives", ONE, ids=lambda os: "+".join(o.kind for o in os))
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6))
+def test_the_curvature_bounds_the_second_derivative(objectives: tuple[Objective, ...], seed: int, rows: int) -> None:
+    random, plan = np.random.default_rng(seed), losses.plan(objectives)
+    label, weight = drawn(random, objectives, rows), torch.from_numpy(random.random((rows, len(objectives))))
+    wanted = losses.targets(plan, label.double(), weight, cut(random, rows))
+    logit = torch.from_numpy(random.normal(0, 2, (rows, plan.outputs))).requires_grad_()
+    total = (losses.row_losses(plan, wanted, logit) * wanted.weight).sum()
+    slope = torch.autograd.grad(total, logit, create_graph=True)[0].reshape(-1)
+    hessian = torch.stack([torch.autograd.grad(s, logit, retain_graph=True)[0].reshape(-1) for s in slope])
+    bound = torch.diag(losses.curvature(plan, wanted, logit.detach()).reshape(-1))
+    assert torch.linalg.eigvalsh(bound - hessian).min() > -1e-9

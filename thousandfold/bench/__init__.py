@@ -14,6 +14,8 @@ BENCHES = {
     "adaptation": "meta-gradients against vmap(grad) and a loop over tasks: tasks per second, memory, agreement",
     "retrieval": "recall and NDCG of what a user acts on next, two towers adapted and not, against popularity",
     "support": "support sets of features against those of meta inputs: quality, latency and bytes",
+    "cold": "cold start in MeLU's protocol: old and new users on old and new movies, against the best known cells",
+    "cold-items": "new items at their first impressions, by what their embedding begins with: zero, random, generated",
     "merge": "what one merged model costs against a model for every scenario: parameters, keys, rows per second, memory",
     "streams": "impressions per second of enrich, join and group on a real broker and store",
     "steps": "rows per second of the training step from memory, native and torch, with and without meta-learning",
@@ -23,7 +25,7 @@ BENCHES = {
     "system": "time to the first metric, freshness and memory of the whole system",
     "all": "every benchmark, in one report",
 }
-MODULES = {"all": "every"}
+MODULES = {"all": "every", "cold": "cold_start", "cold-items": "cold_items"}
 
 
 def module(name: str) -> ModuleType:

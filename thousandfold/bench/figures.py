@@ -56,6 +56,27 @@ def _grouped(group: npt.NDArray[Any], label: npt.NDArray[Any], score: npt.NDArra
     return float(np.average(areas, weights=rows[both]))
 
 
+def ndcg(group: npt.NDArray[Any], label: npt.NDArray[Any], score: npt.NDArray[Any], k: int) -> float:
+    """nDCG@k of each group, averaged over groups: gain 2^label - 1, discount 1 / log2(place + 1) (Burges et al. 2005).
+
+    Tied rows share their gains (McSherry and Najork 2008), so that a constant score is worth a random order. A group without
+    gain does not count.
+
+    >>> ndcg(np.array([1, 1, 1]), np.array([0, 2, 1]), np.array([.1, .8, .9]), 1)
+    0.3333333333333333
+    """
+    gain, order = np.exp2(label.astype(np.float64)) - 1, np.lexsort((-score, group))
+    g, s = group[order], score[order]
+    tie = np.cumsum(np.r_[True, (g[1:] != g[:-1]) | (s[1:] != s[:-1])]) - 1
+    shared = (np.bincount(tie, gain[order]) / np.bincount(tie))[tie]
+    best = gain[np.lexsort((-gain, group))]
+    first = np.flatnonzero(np.r_[True, g[1:] != g[:-1]])
+    place = np.arange(len(g)) - np.repeat(first, np.diff(np.r_[first, len(g)]))
+    discount = np.where(place < k, 1 / np.log2(place + 2), 0.0)
+    ideal = np.add.reduceat(best * discount, first)
+    return float(np.mean(np.add.reduceat(shared * discount, first)[ideal > 0] / ideal[ideal > 0]))
+
+
 def figures(group: npt.NDArray[Any], label: npt.NDArray[Any], score: npt.NDArray[Any]) -> Figures:
     """All figures of one set of rows; rows without a score (NaN) are left out."""
     known = np.isfinite(score)

@@ -86,8 +86,8 @@ def row(
     """
     runs = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
     mean = statistics.fmean(runs)
-    stderr = statistics.stdev(runs) / math.sqrt(len(runs)) if len(runs) > 1 else None
-    finite = math.isfinite(mean)
+    finite = all(map(math.isfinite, runs))
+    stderr = statistics.stdev(runs) / math.sqrt(len(runs)) if len(runs) > 1 and finite else None
     passed: bool | None = None
     if target is not None or peer is not None:
         sign = 1 if better == "higher" else -1
@@ -100,7 +100,7 @@ def row(
         better=better,
         passed=passed,
         peer=None if peer is None else f"{peer[0]} = {peer[1]:.6g}",
-        stderr=stderr if stderr is None or math.isfinite(stderr) else None,
+        stderr=stderr,
         command=command or command_line(),
     )
 

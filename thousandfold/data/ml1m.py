@@ -188,6 +188,11 @@ def world(ratings: Ratings, *, loved: bool = False) -> blocks.World:
     )
 
 
+def in_time(ratings: Ratings) -> npt.NDArray[np.int64]:
+    """(R,) the ratings in order of time, then user, then as in the file."""
+    return np.lexsort((np.arange(len(ratings.user)), ratings.user, ratings.at_s))
+
+
 def block(
     ratings: Ratings,
     delay: blocks.Delay = blocks.Delay(),  # noqa: B008  (immutable)
@@ -200,7 +205,7 @@ def block(
     Lists stand in order of time, then user. The scenario is the user's age: below 25, 25 to 34, 35 and older. With `loved` a
     rating of 5 is a second kind of action, love.
     """
-    order = np.lexsort((np.arange(len(ratings.user)), ratings.user, ratings.at_s))
+    order = in_time(ratings)
     user, at_s = ratings.user[order], ratings.at_s[order]
     first = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (at_s[1:] != at_s[:-1])])
     start = np.r_[first, len(user)].astype(np.int64)

@@ -392,3 +392,30 @@ def test_every_algorithm_of_the_configuration_is_in_the_table() -> None:
         assert config.parse(f'[meta]\nalgorithm = "{name}"').meta.algorithm == name
     with pytest.raises(config.ConfigError, match="algorithm"):
         config.parse('[meta]\nalgorithm = "magic"')
+
+
+def test_ridge_solves_a_regression_exactly_under_its_prior() -> None:
+    generator = torch.Generator().manual_seed(4)
+    objectives = (config.Objective(name="stars", action="rate", kind="regression"),)
+    given = msgspec.structs.replace(config.MetaLearning(), algorithm="ridge", inner_rate=0.2)
+    adapter = META_LEARNERS["ridge"].adapter(adapters.Given(given, adapters.Tower(H1, H2, 1), losses.plan(objectives)))
+    shapes = {
+        "tower.weight": (H1, H2),
+        "tower.bias": (H2,),
+        "output.weight": (1, H2),
+        "output.bias": (1,),
+        "meta.prior": (1, H2 + 1),
+    }
+    fast = {name: numbers(generator, *shape, dtype=torch.float64) for name, shape in shapes.items()}
+    hidden, gate, offset, shift, label = (
+        numbers(generator, 1, 7, *shape, dtype=torch.float64) for shape in ((1, H1), (1, H2), (1,), (1, H2), (1,))
+    )
+    support = base.MetaInput(hidden, gate, offset, shift)
+    tasks = adapters.Tasks(support, label, torch.full((1, 7), 1 / 7, dtype=torch.float64))
+    found = adapter.logits(fast, adapter.adapt(fast, tasks), support)[0, :, 0]
+    active = torch.relu(hidden @ fast["tower.weight"] + fast["tower.bias"] + shift) * gate
+    rows = torch.cat([active[0, :, 0], torch.ones(7, 1, dtype=torch.float64)], 1)
+    plain = base.tower(fast, support)[0, :, 0]
+    prior = torch.diag(torch.exp(fast["meta.prior"][0]) / 0.2)
+    change = torch.linalg.solve(rows.T @ rows + prior, rows.T @ (label[0, :, 0] - plain))
+    assert torch.allclose(found, plain + rows @ change)

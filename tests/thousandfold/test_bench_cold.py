@@ -1,0 +1,196 @@
+import functools
+import pathlib
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from state import config as configuration
+from state import ids
+from thousandfold import specs
+from thousandfold.bench import cold_items, cold_start, cold_states, cold_study, figures, logs, protocol, quality, report
+from thousandfold.data import ml1m
+
+CONFIG = configuration.load(specs.path("ml1m_cold"))
+USERS, MOVIES = 40, 120
+
+
+@functools.cache
+def ratings() -> ml1m.Ratings:
+    """Users who rate 20 to 110 of 120 movies, three quarters of them up to 1997, by genre and some noise."""
+    generator = np.random.default_rng(5)
+    counts = generator.integers(20, 110, USERS)
+    user = np.repeat(np.arange(USERS), counts)
+    item = np.concatenate([generator.permutation(MOVIES)[:n] for n in counts])
+    genre = np.array(["Drama", "War"])[np.arange(MOVIES) % 2]
+    year = np.where(np.arange(MOVIES) % 4 == 3, 1999, 1980 + np.arange(MOVIES) % 17)
+    liked = 3 + (np.arange(MOVIES)[item] % 2) + (user % 2) - (generator.random(len(item)) < 0.3)
+    return ml1m.Ratings(
+        user=user.astype(np.int32), item=item.astype(np.int32), rating=liked.astype(np.int8),
+        at_s=generator.integers(10**9, 10**9 + 10**6, len(item)), user_id=np.array([f"u{k}" for k in range(USERS)]),
+        gender=np.array(["F", "M"])[np.arange(USERS) % 2], age=np.full(USERS, 25, np.int32),
+        occupation=np.zeros(USERS, np.int32), zip_code=np.full(USERS, "12345"),
+        item_id=np.array([f"m{k}" for k in range(MOVIES)]), genres=genre, year=year.astype(np.int32),
+    )  # fmt: skip
+
+
+@functools.cache
+def rows() -> cold_states.Rows:
+    return cold_states.read(CONFIG, ratings())
+
+
+@given(st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_quadrants_keep_users_and_movies_apart_and_ask_the_last_ten(seed: int) -> None:
+    found, states = rows(), cold_states.outer(rows(), seed)
+    users = {name: {int(found.user[t.query[0]]) for t in tasks} for name, tasks in states.items()}
+    assert not (users["old/old"] | users["old/new"]) & (users["new/old"] | users["new/new"])
+    for name, tasks in states.items():
+        assert tasks
+        for task in tasks:
+            every = np.concatenate(task)
+            assert len(set(found.user[every])) == 1
+            assert ((found.year[every] > 1997) == name.endswith("/new")).all()
+            assert len(task.query) == 10
+            assert 13 <= len(every) <= 100
+            assert found.at_s[task.support].max() <= found.at_s[task.query].min()
+
+
+@given(st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_settings_are_chosen_on_nothing_that_is_asked_or_of_a_new_user_or_movie(seed: int) -> None:
+    found, states = rows(), cold_states.outer(rows(), seed)
+    known = set(cold_states.known(states).tolist())
+    asked = {int(r) for tasks in states.values() for task in tasks for r in task.query}
+    new = {int(r) for name in states if name != "old/old" for task in states[name] for r in task.support}
+    assert not known & (asked | new)
+    inside = cold_states.inner(found, states, seed)
+    assert {int(r) for tasks in inside.values() for task in tasks for r in np.concatenate(task)} <= known
+
+
+def test_a_batch_hides_the_movie_of_the_tasks_that_are_named() -> None:
+    tasks = cold_states.outer(rows(), 0)["old/old"][:3]
+    batch = cold_states.batch(rows(), tasks, 3.5, np.array([False, True, False]))
+    hidden = np.repeat([False, True, False], batch.n_items)
+    assert ((batch.ids[:, 0] == ids.PAD) == hidden).all()
+    assert ((batch.s_ids[:, 0] == ids.PAD) == np.repeat([False, True, False], batch.n_support)).all()
+    assert batch.label[:, 0].tolist() == [rows().rating[r] - 3.5 for task in tasks for r in task.query]
+    assert batch.s_label[:, 0].tolist() == [rows().rating[r] - 3.5 for task in tasks for r in task.support]
+    assert (rows().ids[:, 0] != ids.PAD).all()
+
+
+def test_figures_of_a_perfect_a_constant_and_an_excessive_prediction() -> None:
+    tasks = cold_states.outer(rows(), 0)["old/old"]
+    truth = np.stack([rows().rating[task.query] for task in tasks])
+    assert cold_states.judge(rows(), tasks, truth) == {"mae": 0.0, "ndcg1": 1.0, "ndcg3": 1.0, "auc": 1.0}
+    same = cold_states.judge(rows(), tasks, np.full_like(truth, 3.0))
+    assert same["auc"] == 0.5
+    gain = np.exp2(truth) - 1
+    assert same["ndcg1"] == pytest.approx((gain.mean(1) / gain.max(1)).mean())
+    assert cold_states.judge(rows(), tasks, truth + 100)["mae"] == pytest.approx(5 - truth.mean())
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=30), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_ndcg_is_the_mean_over_random_orders_of_tied_rows(drawn: list[tuple[int, int, int]], k: int) -> None:
+    group, label, score = (np.array(part) for part in zip(*drawn, strict=True))
+    expected = []
+    for g in np.unique(group):
+        gain, own = 2.0 ** label[group == g] - 1, score[group == g]
+        discount = np.where(np.arange(len(own)) < k, 1 / np.log2(np.arange(len(own)) + 2), 0)
+        ideal = (np.sort(gain)[::-1] * discount).sum()
+        if ideal > 0:
+            place = [(own > s).sum() + np.arange((own == s).sum()) for s in own]
+            expected.append(sum(g_ * discount[p].mean() for g_, p in zip(gain, place, strict=True)) / ideal)
+    found = figures.ndcg(group, label, score, k) if label.any() else None
+    assert found is None or found == pytest.approx(np.mean(expected))
+
+
+def test_biases_without_shrinkage_fit_and_with_all_of_it_are_the_mean() -> None:
+    states = cold_states.outer(rows(), 1)
+    flat = cold_study.biases(rows(), states, 1e12, 1e12)["old/old"]
+    mean = np.full((len(states["old/old"]), 10), cold_study.centre(rows(), states))
+    assert flat["mae"] == pytest.approx(cold_states.judge(rows(), states["old/old"], mean)["mae"], abs=1e-6)
+    free = cold_study.biases(rows(), states, 1.0, 1.0)
+    assert all(free[name]["mae"] < cold_study.user_mean(rows(), states)[name]["mae"] for name in ("old/old", "new/old"))
+
+
+def test_adaptation_learns_what_users_differ_in_and_the_judged_variant_carries_the_targets() -> None:
+    chosen = {"ridge": cold_study.Settings({"meta.inner_rate": 0.1}, epochs=6, worth=1.0)}
+    names = ("user_mean", "ridge", "fine_tune")
+    states = [cold_states.outer(rows(), seed) for seed in (0, 1)]
+    runs = [cold_study.measure(CONFIG, rows(), s, names, chosen, seed, lambda _: None) for seed, s in enumerate(states)]
+    assert list(runs[0]) == ["user_mean", "no_adaptation", "fine_tune", "ridge"]
+    for quadrant in cold_states.QUADRANTS:
+        assert runs[0]["ridge"][quadrant]["mae"] < runs[0]["no_adaptation"][quadrant]["mae"]
+    judged = cold_start.judged(chosen, names)
+    assert judged == "ridge"
+    told = {row.id: row for row in cold_start.rows_of(runs, judged)}
+    bars = [name for name, row in told.items() if row.target is not None]
+    assert sorted(bars) == sorted(
+        [f"cold/{f}/{u}/new/ridge" for f in ("mae", "ndcg1") for u in ("old", "new")]
+        + [f"cold/interval/{f}/{u}/old/ridge" for f in ("mae", "ndcg1") for u in ("old", "new")]
+    )
+    assert told["cold/mae/new/new/ridge"].stderr is not None
+    assert told["cold/interval/mae/old/old/ridge"].value < told["cold/mae/old/old/ridge"].value  # type: ignore[operator]
+
+
+def test_the_command_chooses_writes_measures_and_reports(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ml1m, "load", lambda **_: ratings())
+    monkeypatch.setattr(cold_states, "INNER_LAST_OLD_YEAR", 1990)
+    file, out = tmp_path / "settings.toml", tmp_path / "report.json"
+    run = CliRunner().invoke(cold_start.app, ["--choose", "--variants", "user_mean,biases", "--settings", str(file)])
+    assert run.exit_code == 0, run.output
+    assert cold_start.read(file)["biases"].worth != 0
+    again = ["--variants", "user_mean,biases", "--settings", str(file), "--seeds", "2", "--report", str(out)]
+    assert CliRunner().invoke(cold_start.app, again).exit_code == 0
+    assert {row.id for row in report.read(out).rows} >= {"cold/mae/old/new/biases", "cold/auc/new/new/user_mean"}
+    refused = CliRunner().invoke(cold_start.app, ["--variants", "nothing"])
+    assert isinstance(refused.exception, configuration.ConfigError)
+
+
+def test_the_settings_that_are_shipped_fit_the_variants() -> None:
+    chosen = cold_start.read(specs.path("ml1m_cold_settings"))
+    assert set(chosen) == {"biases", *cold_study.GRIDS}
+    for variant in cold_study.GRIDS:
+        assert cold_study.variant_of(CONFIG, variant, chosen[variant]).meta.support_rows == 100
+    with pytest.raises(configuration.ConfigError, match="nothing"):
+        cold_study.configured(CONFIG, {"meta.nothing": 1})
+
+
+@functools.cache
+def stream() -> protocol.Inputs:
+    config = configuration.load(specs.path("ml1m_ids"))
+    return protocol.prepare(config, logs.from_blocks(config, ml1m.world(ratings()), [ml1m.block(ratings())]), protocol.Lag())
+
+
+def test_impressions_count_an_items_rows_and_classes_hold_new_items_only() -> None:
+    inputs, begin = stream(), 60
+    n, seen = cold_items.impressions(inputs), dict[int, int]()
+    first: dict[int, int] = {}
+    for row, item in enumerate(inputs.item.tolist()):
+        seen[item] = seen.get(item, 0) + 1
+        first.setdefault(item, row)
+        assert n[row] == seen[item]
+    where = cold_items.classes(inputs, begin)
+    for name, (a, z) in zip(("1", "2-5", "6-20"), cold_items.IMPRESSIONS, strict=True):
+        expected = [a <= n[r] <= z and first[int(inputs.item[r])] >= begin for r in range(inputs.rows)]
+        assert where[name].tolist() == expected
+        assert any(expected)
+
+
+def test_new_items_are_measured_by_first_values_and_generated_ones_compared() -> None:
+    config = configuration.load(specs.path("ml1m_ids"))
+    meta = msgspec.structs.replace(config.meta, mode="off")
+    config = msgspec.structs.replace(config, meta=meta, quality=msgspec.structs.replace(config.quality, block_rows=100))
+    ways = {name: cold_items.STARTS[name] for name in ("zero", "generated")}
+    runs = [cold_items.measure(config, stream().head(400), ways, seed, 60, quality.Progress()) for seed in (0, 1)]
+    told = {row.id: row for row in cold_items.rows_of(runs)}
+    gain = [r["generated"]["6-20"].logloss - r["zero"]["6-20"].logloss for r in runs]
+    assert told["cold_items/over/logloss/6-20/zero"].value == pytest.approx(np.mean(gain))
+    assert told["cold_items/logloss/1/generated"].value is not None
+    assert gain[0] != 0
+    assert cold_items.table(runs, list(told.values())).row_count == 2
