@@ -551,6 +551,7 @@ def test_settings_are_chosen_for_the_models_named(tmp_path: pathlib.Path, monkey
         (["--models", "pepnet,nothing"], r'--models: "nothing" is unknown; the table has'),
         (["--protocol", "Q"], r"--protocol 'Q': there are P, C, R"),
         (["--resume"], r"--resume needs --out DIR"),
+        (["--references", "nobody"], r"--references 'nobody': there are alone, solo"),
         (["--bars", "obd=x.json"], r"--bars 'obd=x.json': give DATA=FILE"),
         (["--bars", "ml1m=nowhere.json"], r"--bars 'ml1m=nowhere.json': .*; give a file that --report wrote"),
         (["--lag", "soon"], r"--lag 'soon'"),

@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -65,18 +65,18 @@ def configured(data: str, spec: pathlib.Path | None, name: str) -> configuration
 
 def study(
     config: configuration.Config, planned: protocols.Plan, entrants: list[zoo.Entrant], bench: zoo.Bench, resamples: int,
-    ablation: bool = False, references: bool = True,
+    ablation: bool = False, references: Sequence[str] = zoo.REFERENCES,
 ) -> studies.Study:  # fmt: skip
     """Run everybody and judge. The reference is each scenario's own network, or, of ablations, PEPNet as configured.
 
-    With several objectives, networks of one scenario and one objective are the second reference: the double seesaw. Without
-    `references`, models and baselines only.
+    With several objectives, networks of one scenario and one objective are the second reference: the double seesaw. Those that
+    `references` does not name are left out.
     """
     results = {entrant.name: bench.model(entrant) for entrant in entrants}
-    if not ablation and references:
+    if not ablation and zoo.ALONE in references:
         results[zoo.ALONE] = bench.alone(zoo.Entrant(zoo.ALONE, zoo.single(config)))
-        if len(config.objectives) > 1:
-            results[zoo.SOLO] = bench.solo(zoo.Entrant(zoo.SOLO, zoo.single(config)))
+    if not ablation and zoo.SOLO in references and len(config.objectives) > 1:
+        results[zoo.SOLO] = bench.solo(zoo.Entrant(zoo.SOLO, zoo.single(config)))
     results.update(bench.baselines(config))
     return studies.make(config, planned, results, entrants[0].name if ablation else zoo.ALONE, resamples)
 
@@ -92,7 +92,9 @@ def models(
     protocol_names: Annotated[str, typer.Option("--protocol", help="of P (in order of time), C (cut in time), R (random)")] = "P",
     model_names: Annotated[str, typer.Option("--models", help="comma-separated names; all of the table without it")] = "",
     ablations: Annotated[bool, typer.Option("--ablations", help="PEPNet without its parts and in other sizes")] = False,
-    references: Annotated[bool, typer.Option(help="train networks of single scenarios and objectives to compare with")] = True,
+    reference_names: Annotated[
+        str, typer.Option("--references", help="whom to compare with: a network of each scenario, of each scenario and objective")
+    ] = ",".join(zoo.REFERENCES),
     seeds: Annotated[int, typer.Option(min=1, max=20, help="runs of each random model")] = 3,
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
@@ -116,6 +118,9 @@ def models(
         return
     names = [n.strip() for n in model_names.split(",") if n.strip()]
     wanted = [n.strip() for n in protocol_names.split(",")]
+    references = [n.strip() for n in reference_names.split(",") if n.strip()]
+    if not set(references) <= set(zoo.REFERENCES):
+        raise logs.LogError(f"--references {reference_names!r}: there are {', '.join(zoo.REFERENCES)}")
     chosen_lag, progress = quality.lag_of(lag), quality.Progress()
     if resume and out is None:
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")

@@ -18,6 +18,7 @@ from thousandfold.bench.models import gates, protocols
 
 F32 = npt.NDArray[np.float32]
 ALONE, SOLO, GATE = "alone", "solo", "gate "
+REFERENCES = (ALONE, SOLO)
 BASELINES = ("fm32", "bias")
 FLOORS = ("fm", "lr")
 """Models of the table that are there to be beaten: never the best."""
