@@ -4,7 +4,19 @@ import pathlib
 
 import thousandfold
 
-NAMES = ("ml1m", "ml1m_dupn", "ml1m_retrieval", "search_log", "ml1m_ids", "seesaw", "seesaw7", "obd", "planted", "ml1m_cold")
+NAMES = (
+    "ml1m",
+    "ml1m_dupn",
+    "ml1m_retrieval",
+    "search_log",
+    "ml1m_ids",
+    "ml1m_ids_models",
+    "seesaw",
+    "seesaw7",
+    "obd",
+    "planted",
+    "ml1m_cold",
+)
 FOLDERS = ("examples", "benchmarks/multi_scenario", "benchmarks/cold_start")
 
 

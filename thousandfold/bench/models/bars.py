@@ -16,7 +16,7 @@ from thousandfold.data import ml1m
 NOT_RUN = "not run"
 STEPS = "steps"
 """Where the bars of the training step come from: the reports of `bench training` and `bench steps`."""
-IDS = "--spec benchmarks/multi_scenario/ml1m_ids.toml --lag 1000"
+IDS = "--spec benchmarks/multi_scenario/ml1m_ids_models.toml --lag 1000"
 
 
 class Bar(NamedTuple):

@@ -19,8 +19,11 @@ from thousandfold.data import obd, simulator, worlds
 SIMULATED_ROWS = 300_000
 WORLDS = {"simulate": worlds.SEESAW, "simulate7": worlds.SEESAW7}
 OWN = {
-    "ml1m": ("ml1m", "ml1m_ids"), "simulate": ("seesaw", "seesaw"), "simulate7": ("seesaw7", "seesaw7"), "obd": ("obd", "obd")
-}  # fmt: skip
+    "ml1m": ("ml1m", "ml1m_ids_models"),
+    "simulate": ("seesaw", "seesaw"),
+    "simulate7": ("seesaw7", "seesaw7"),
+    "obd": ("obd", "obd"),
+}
 """Worked examples of the data sets: for protocol P, and for C and R."""
 Say = Callable[[str], None]
 
