@@ -42,7 +42,7 @@ chaos: $(VENV)/.runtime
 	$(BIN)/thousandfold demo --chaos --for 180s $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -44,6 +44,18 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def _on_real_parts(item: pytest.Item) -> bool:
+    return bool({"broker", "_store"} & set(getattr(item, "fixturenames", ())))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2`: tests on a real broker or store run in turn in one process, the others beside them, file by file."""
+    items.sort(key=lambda item: not _on_real_parts(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("broker and store" if _on_real_parts(item) else str(item.path)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Made:
     """A configuration and the file that holds it."""
