@@ -44,16 +44,20 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def _on_real_parts(item: pytest.Item) -> bool:
-    return bool({"broker", "_store"} & set(getattr(item, "fixturenames", ())))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--parts`: `make test` runs the two halves side by side, since one waits for other processes and the other computes."""
+    parser.addoption(
+        "--parts", choices=("all", "real", "pure"), default="all", help="those on a real broker or store, or the others"
+    )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2`: tests on a real broker or store run in turn in one process, the others beside them, file by file."""
-    items.sort(key=lambda item: not _on_real_parts(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("broker and store" if _on_real_parts(item) else str(item.path)))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--parts` does not name."""
+    wanted = config.getoption("parts")
+    real = {item for item in items if {"broker", "_store"} & set(getattr(item, "fixturenames", ()))}
+    kept = [item for item in items if wanted == "all" or (item in real) == (wanted == "real")]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @dataclasses.dataclass(frozen=True)
