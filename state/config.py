@@ -473,8 +473,8 @@ class Divergence(spec.Section, frozen=True):
 class Streams(spec.Section, frozen=True):
     """The Faust worker."""
 
-    batch_lists: Annotated[int, Meta(ge=1, le=10_000, description="shown lists of a micro-batch")] = 256
-    batch_ms: Annotated[float, Meta(gt=0, description="longest wait for a full micro-batch")] = 15.0
+    batch_lists: Annotated[int, Meta(ge=1, le=10_000, description="shown lists of a micro-batch")] = 512
+    batch_ms: Annotated[float, Meta(gt=0, description="longest wait for a full micro-batch")] = 40.0
     in_flight: Annotated[int, Meta(ge=1, le=64, description="micro-batches on their way, finished in order")] = 4
     lists_per_message: Annotated[int, Meta(ge=1, le=10_000, description="most lists in a derived message")] = 128
     metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9101
