@@ -42,11 +42,7 @@ chaos: $(VENV)/.runtime
 	$(BIN)/thousandfold demo --chaos --for 180s $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --parts real $(ARGS) > $(VENV)/real.log 2>&1 & real=$$!; \
-	$(BIN)/python -m pytest --parts pure $(ARGS); pure=$$?; \
-	wait $$real; real=$$?; cat $(VENV)/real.log; \
-	echo "pytest ended with $$real on real parts and with $$pure beside them (5: nothing chosen)"; \
-	case $$real$$pure in 00|05|50) ;; *) exit 1;; esac
+	bash ops/test.sh $(BIN)/python $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

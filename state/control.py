@@ -8,7 +8,7 @@ the scenario's name behind a byte that no name begins with, so that compaction k
 read: the learner takes its decisions from its own state, and passes these records over.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,7 @@ from state import plan
 EVERY = "*"
 Mode = Literal["off", "on", "fine_tune_only", "auto"]
 DECIDED = b"\xff"
+T = TypeVar("T")
 
 
 class Switch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,10 +73,7 @@ def decode_decision(value: bytes) -> Decision:
     Raises:
         Malformed: it is none.
     """
-    try:
-        return msgspec.json.decode(value, type=Decision)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Malformed(f"not a decision about meta-learning: {error}") from error
+    return _decoded(value, Decision, "decision about")
 
 
 def decode(value: bytes) -> Switch:
@@ -84,7 +82,11 @@ def decode(value: bytes) -> Switch:
     Raises:
         Malformed: it is none.
     """
+    return _decoded(value, Switch, "switch of")
+
+
+def _decoded(value: bytes, kind: type[T], name: str) -> T:
     try:
-        return msgspec.json.decode(value, type=Switch)
+        return msgspec.json.decode(value, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Malformed(f"not a switch of meta-learning: {error}") from error
+        raise Malformed(f"not a {name} meta-learning: {error}") from error

@@ -45,7 +45,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--parts`: `make test` runs the two halves side by side, since one waits for other processes and the other computes."""
+    """`--parts`: `make test` runs the two halves side by side (ops/test.sh)."""
     parser.addoption(
         "--parts", choices=("all", "real", "pure"), default="all", help="those on a real broker or store, or the others"
     )
@@ -55,9 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what `--parts` does not name."""
     wanted = config.getoption("parts")
     real = {item for item in items if {"broker", "_store"} & set(getattr(item, "fixturenames", ()))}
-    kept = [item for item in items if wanted == "all" or (item in real) == (wanted == "real")]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+    left_out = {"all": set(), "real": set(items) - real, "pure": real}[wanted]
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @dataclasses.dataclass(frozen=True)

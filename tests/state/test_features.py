@@ -259,3 +259,12 @@ def test_shared_cells_are_read_again_when_they_are_old_and_only_then() -> None:
     asked = [len(keys) for keys in wanted.cells]
     assert [n > 0 for n in asked] == [not owned for owned in engine.schema.owned]
     assert not len(wanted.users)
+
+
+def test_an_action_alone_reads_no_old_cell_again_for_nothing_is_stamped_from_it() -> None:
+    engine, server = features.Engine(CONFIG, 64), store()
+    serve(engine, [("list", raw.impression("a", raw.NOW))], server, 10.0)
+    count(engine, server)
+    shown, actions, order = raw.columns(engine, [("action", raw.action("a", raw.NOW + 100))], DECODER)
+    assert len(actions.ts) == 1
+    assert features.is_empty(engine.wanted(shown, actions, 11.5 + CONFIG.store.cache_age_s, order))

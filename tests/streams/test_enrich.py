@@ -296,6 +296,17 @@ def test_lists_read_ahead_run_in_groups_and_the_last_group_alone_is_caught_up() 
     assert worker.core.groups == 0
 
 
+def test_what_was_read_ahead_is_not_asked_for_again_however_long_the_group_waited() -> None:
+    worker = Worker(new_store())
+    worker.core.impression(0, 0, raw.impression("r", raw.NOW), 0, WALL)
+    wanted = worker.core.ahead(WALL / 1000)
+    assert sum(map(len, wanted.cells)) > 0
+    assert len(wanted.users) == 1
+    worker.core.fill(wanted, asyncio.run(worker.server.read(wanted)), WALL / 1000)
+    assert worker.core.begin(WALL, {0: BEHIND})
+    assert features.is_empty(worker.core.wanted(WALL / 1000 + 10 * CONFIG.store.cache_age_s))
+
+
 @st.composite
 def logs(draw: st.DrawFn) -> list[raw.Event]:
     """A history of strictly growing times, apart from what is sent twice."""

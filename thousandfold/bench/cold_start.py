@@ -3,7 +3,6 @@
 import itertools
 import pathlib
 import sys
-import tomllib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from state import config as configuration
 from thousandfold import specs
+from thousandfold.bench import chosen as chosen_file
 from thousandfold.bench import cold_states, cold_study, report
 from thousandfold.data import ml1m
 
@@ -35,10 +35,7 @@ def read(file: pathlib.Path) -> Chosen:
     Raises:
         ConfigError: the file cannot be read.
     """
-    try:
-        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Chosen)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise configuration.ConfigError(f"{file}: {error}; thousandfold bench cold --choose --settings FILE writes it") from error
+    return chosen_file.read(file, Chosen, "cold")
 
 
 def judged(chosen: Chosen, variants: Sequence[str]) -> str:

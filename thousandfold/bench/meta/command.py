@@ -4,16 +4,15 @@ import functools
 import itertools
 import pathlib
 import sys
-import tomllib
 from typing import Annotated, NamedTuple
 
-import msgspec
 import tomli_w
 import typer
 from rich.console import Console
 
 from state import config as configuration
 from thousandfold import specs
+from thousandfold.bench import chosen as chosen_file
 from thousandfold.bench import grids, logs, pages, protocol, quality, report
 from thousandfold.bench.meta import choice, gains, planted, plots, study, tables
 from thousandfold.bench.meta.parts import parts
@@ -30,10 +29,7 @@ def read(file: pathlib.Path) -> Chosen:
     Raises:
         ConfigError: the file cannot be read.
     """
-    try:
-        return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Chosen)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise configuration.ConfigError(f"{file}: {error}; thousandfold bench meta --choose --settings FILE writes it") from error
+    return chosen_file.read(file, Chosen, "meta")
 
 
 def example(name: str) -> str:
