@@ -4,7 +4,35 @@ Wall time and whether an input is caught up come in as arguments. A topic is cau
 recent fetch has been taken: an input that is behind holds the watermark back, one that is merely quiet does not.
 """
 
+from collections.abc import Hashable
+
 NEVER = -(2**62)
+BREAK_MS = 1000
+"""A partition that was not fetched, or not looked at, for longer was out of sight."""
+
+
+class Sight:
+    """Since when each input partition has been fetched without a break. All times in ms, of the wall.
+
+    While brokers are away nobody is quiet: what producers hold back arrives when they are back, each topic at its own time. So a
+    partition counts as caught up only after it was in sight for the idle timeout.
+    """
+
+    def __init__(self, idle_ms: int) -> None:
+        self._idle_ms = idle_ms
+        self._seen: dict[Hashable, tuple[int, int]] = {}
+
+    def holds(self, at: Hashable, fetched: int, now: int) -> bool:
+        """Look at a partition whose last fetch was answered at `fetched`; whether it has been in sight for long enough."""
+        since, looked = self._seen.get(at, (now, now))
+        if now - min(fetched, looked) > BREAK_MS:
+            since = now
+        self._seen[at] = (since, now)
+        return now - since >= self._idle_ms
+
+    def forget(self) -> None:
+        """Partitions are assigned anew."""
+        self._seen.clear()
 
 
 class Clock:

@@ -13,7 +13,7 @@ import msgspec
 
 from state import config as configuration
 from state import dead_letters, stores
-from streams import prometheus_metrics
+from streams import event_time, prometheus_metrics
 
 EXIT_DEFECT, EXIT_REFUSED = 1, 3
 GAP_MS = 30_000
@@ -44,6 +44,7 @@ class Shell:
         self._producer = producer
         self._taken: dict[tuple[str, int], int] = {}
         self._heard: dict[tuple[str, int], int] = {}
+        self._sight = event_time.Sight(round(config.join.idle_timeout_s * 1000))
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @staticmethod
@@ -71,6 +72,7 @@ class Shell:
         """Partitions are assigned anew: every position is unknown."""
         self._taken.clear()
         self._heard.clear()
+        self._sight.forget()
 
     async def locate(self, inputs: list[tuple[str, int]]) -> None:
         """Find out where reading starts in partitions that nothing was taken from yet."""
@@ -83,7 +85,7 @@ class Shell:
             self._heard.setdefault((tp.topic, tp.partition), self.now_ms())
 
     def is_caught_up(self, topic: str, partition: int, now: int) -> bool:
-        """Whether all that the partition held at a recent fetch has been taken.
+        """Whether all that the partition held at a recent fetch has been taken, and no outage of the brokers lies close behind.
 
         Offsets at the end of a partition may hold no message (a transaction's mark): one that all was fetched of and that gave
         nothing for `GAP_MS` counts as caught up.
@@ -93,8 +95,10 @@ class Shell:
         if at not in self._taken or tp not in consumer.assignment():
             return False
         state = consumer._subscription.subscription.assignment.state_value(tp)  # noqa: SLF001 -- its public reading waits
+        fetched_ms = state.timestamp or 0
+        in_sight = self._sight.holds(at, fetched_ms, now)
         fresh_ms = min(1000.0, max(100.0, self.config.join.lateness_s * 1000))
-        if state.highwater is None or now - (state.timestamp or 0) > fresh_ms:
+        if state.highwater is None or not in_sight or now - fetched_ms > fresh_ms:
             return False
         silent = state.has_valid_position and state.position >= state.highwater and now - self._heard[at] >= GAP_MS
         return self._taken[at] >= state.highwater or silent

@@ -1,3 +1,5 @@
+import pytest
+
 from streams import event_time
 
 IDLE, NOW = 1_000, 1_700_000_000_000
@@ -55,3 +57,31 @@ def test_an_action_is_due_when_the_lists_up_to_its_time_are_stamped_or_none_can_
     assert not c.is_due(NOW - 99, NOW, NOW + 60_000, caught_up=False)
     assert not c.is_due(NOW - 99, NOW, NOW + IDLE - 1, caught_up=True)
     assert c.is_due(NOW - 99, NOW, NOW + IDLE, caught_up=True)
+
+
+def test_a_partition_is_in_sight_after_the_idle_timeout_without_a_break() -> None:
+    sight = event_time.Sight(IDLE)
+    assert not sight.holds("clicks", NOW, NOW)
+    assert not sight.holds("clicks", NOW + IDLE - 1, NOW + IDLE - 1)
+    assert sight.holds("clicks", NOW + IDLE, NOW + IDLE)
+    assert not sight.holds("impressions", NOW + IDLE, NOW + IDLE)
+
+
+@pytest.mark.parametrize("looks", [[1, 2, 3, 4, 5, 6], [6]], ids=["brokers away", "nobody looked"])
+def test_after_an_outage_the_idle_timeout_begins_anew_for_what_producers_held_back(looks: list[int]) -> None:
+    sight, fetched = event_time.Sight(IDLE), NOW + IDLE
+    assert not sight.holds("clicks", NOW, NOW)
+    assert sight.holds("clicks", fetched, fetched)
+    for seconds in looks:
+        sight.holds("clicks", fetched, fetched + 1_000 * seconds)
+    back = fetched + 6_000
+    assert not sight.holds("clicks", back, back)
+    assert not sight.holds("clicks", back + IDLE - 1, back + IDLE - 1)
+    assert sight.holds("clicks", back + IDLE, back + IDLE)
+
+
+def test_a_new_assignment_begins_anew() -> None:
+    sight = event_time.Sight(IDLE)
+    sight.holds("clicks", NOW, NOW)
+    sight.forget()
+    assert not sight.holds("clicks", NOW + IDLE, NOW + IDLE)

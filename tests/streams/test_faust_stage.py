@@ -8,7 +8,7 @@ import pytest
 from state import config as configuration
 from streams import agents, app, faust_fetch, faust_stage, prometheus_metrics
 
-CONFIG = configuration.parse("")
+CONFIG = configuration.parse("[join]\nidle_timeout_s = 0.01")
 AT = aiokafka.TopicPartition("impressions", 0)
 
 
@@ -30,11 +30,13 @@ class Consumer:
         return dict.fromkeys(at, self._earliest)
 
 
-def shell(**seen: Any) -> faust_stage.Shell:
+def shell(looked: int = 1_000, **seen: Any) -> faust_stage.Shell:
+    """A shell that has looked at its partition once, at `looked`, the idle timeout before the test does."""
     consumer = Consumer(**{"committed": None, "earliest": 0, "position": 0, "fetched": 1_000, **seen})
     made = faust_stage.Shell(CONFIG, SimpleNamespace(consumer=consumer), None, None, prometheus_metrics.Metrics())  # type: ignore[arg-type]
     made.now_ms = lambda: 1_000  # type: ignore[method-assign]
     asyncio.run(made.locate([("impressions", 0)]))
+    assert not made.is_caught_up("impressions", 0, looked)
     return made
 
 
@@ -55,18 +57,19 @@ def test_a_partition_is_caught_up_when_all_up_to_a_recent_end_was_taken(seen: di
 
 
 def test_a_partition_whose_messages_wait_in_a_queue_is_not_caught_up_however_long_it_was_silent_for() -> None:
-    behind = shell(highwater=7, position=5, fetched=60_000)
-    assert not behind.is_caught_up("impressions", 0, 60_000)
+    behind = shell(highwater=7, position=5, fetched=60_000, looked=60_000)
+    assert not behind.is_caught_up("impressions", 0, 60_010)
 
 
 def test_offsets_without_a_message_at_the_end_do_not_hold_a_partition_back_for_ever() -> None:
-    ended = shell(highwater=7, position=7, committed=6, fetched=1_000 + faust_stage.GAP_MS)
-    assert not ended.is_caught_up("impressions", 0, 1_000)
-    assert ended.is_caught_up("impressions", 0, 1_000 + faust_stage.GAP_MS)
+    end = 1_000 + faust_stage.GAP_MS
+    ended = shell(highwater=7, position=7, committed=6, fetched=end, looked=end - 11)
+    assert not ended.is_caught_up("impressions", 0, end - 1)
+    assert ended.is_caught_up("impressions", 0, end)
 
 
 def test_an_unknown_partition_is_not_caught_up() -> None:
-    assert not shell(highwater=0).is_caught_up("clicks", 0, 1_000)
+    assert not shell(highwater=0).is_caught_up("clicks", 0, 1_010)
 
 
 def test_a_key_is_the_user_of_a_raw_message_in_either_format() -> None:
