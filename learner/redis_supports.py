@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from state import config, layout, meta_supports, redis_store, stores
+from state import config, credentials, layout, meta_supports, redis_store, stores
 from state.supports import U64
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ class RedisSupports:
         self._loop, self._pause = asyncio.new_event_loop(), 0
         self._store = redis_store.RedisStore(
             settings.store.url, settings.store.prefix, layout.compiled(settings).schema,
-            password=os.environ.get(settings.security.store_password_env), timeout_s=TIMEOUT_S, support_key=meta_supports.KEY,
+            access=credentials.store(settings), timeout_s=TIMEOUT_S, support_key=meta_supports.KEY,
         )  # fmt: skip
         self.failures = 0
 

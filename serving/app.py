@@ -19,7 +19,7 @@ from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
 from state import config as configuration
-from state import ids, meta_supports, redis_store, stores, supports
+from state import credentials, ids, meta_supports, redis_store, stores, supports
 
 log = logging.getLogger("serving")
 MAX_WAITING = 256
@@ -220,7 +220,7 @@ async def running(config: configuration.Config) -> AsyncIterator[Service]:
         config.store.url,
         config.store.prefix,
         scores.engine.schema,
-        password=os.environ.get(config.security.store_password_env),
+        access=credentials.store(config),
         timeout_s=STORE_TIMEOUT_S,
         support_key=meta_supports.KEY if config.support.mode == "meta_inputs" else supports.KEY,
     )

@@ -1,60 +1,22 @@
-"""What the Kafka clients are told: address, security, sizes. Secrets come from the environment, by the names in the file."""
+"""What the Kafka clients are told: address, security, sizes."""
 
-import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from state.config import Config, ConfigError
+from state import credentials
+from state.config import Config
 
 RAW_HEADROOM = 2
 HEADER_BYTES = 65_536
 DERIVED_HEADROOM = 4
 
 
-class Credentials(NamedTuple):
-    """How to prove who we are; user name and password are empty without SASL, `ca_file` without TLS or for the system's."""
-
-    protocol: str
-    mechanism: str
-    username: str
-    password: str
-    ca_file: str
-
-    @property
-    def sasl(self) -> bool:
-        """Whether a user name and a password are sent."""
-        return self.protocol.startswith("SASL")
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return self.protocol.endswith("SSL")
-
-
-def credentials(config: Config, environment: Mapping[str, str] = os.environ) -> Credentials:
-    """Read what `config.security` names.
-
-    Raises:
-        ConfigError: SASL is configured and a variable is not set, or the certificate file cannot be read.
-    """
-    security = config.security
-    protocol = security.kafka_protocol
-    username = password = ""
-    if protocol.startswith("SASL"):
-        username = _secret(security.kafka_username_env, "security.kafka_username_env", environment)
-        password = _secret(security.kafka_password_env, "security.kafka_password_env", environment)
-    if protocol.endswith("SSL") and security.kafka_ca_file and not os.access(security.kafka_ca_file, os.R_OK):
-        raise ConfigError(f"security.kafka_ca_file: {security.kafka_ca_file} cannot be read")
-    return Credentials(protocol, security.kafka_mechanism, username, password, security.kafka_ca_file)
-
-
 def client(config: Config, /, **extra: Any) -> dict[str, Any]:
     """Settings of any confluent-kafka client; `extra` (as `**{"group.id": ...}`) comes last and wins.
 
     Raises:
-        ConfigError: as `credentials`.
+        ConfigError: as `credentials.kafka`.
     """
-    known = credentials(config)
+    known = credentials.kafka(config)
     settings: dict[str, Any] = {
         "bootstrap.servers": config.kafka.bootstrap,
         "security.protocol": known.protocol,
@@ -65,6 +27,8 @@ def client(config: Config, /, **extra: Any) -> dict[str, Any]:
         settings |= {"sasl.mechanism": known.mechanism, "sasl.username": known.username, "sasl.password": known.password}
     if known.tls and known.ca_file:
         settings["ssl.ca.location"] = known.ca_file
+    if known.certificate_file:
+        settings |= {"ssl.certificate.location": known.certificate_file, "ssl.key.location": known.key_file}
     return settings | extra
 
 
@@ -104,10 +68,3 @@ def raw_message_bytes(config: Config) -> int:
 def largest_message_bytes(config: Config) -> int:
     """`max.message.bytes` of every other topic: one list with all its features and its support rows fits."""
     return DERIVED_HEADROOM * config.topics.max_message_bytes + HEADER_BYTES
-
-
-def _secret(variable: str, setting: str, environment: Mapping[str, str]) -> str:
-    value = environment.get(variable, "")
-    if not value:
-        raise ConfigError(f"{setting}: the environment variable {variable} is not set; export it, or name another variable")
-    return value

@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
+    ClusterMetadata,
     ConfigEntry,
     ConfigResource,
     NewTopic,
@@ -42,7 +43,11 @@ class TopicsWrong(Refused, RuntimeError):
 
 
 class BrokerUnreachable(Refused, RuntimeError):
-    """No broker answered at `kafka.bootstrap`; the message says where and why."""
+    """No broker answered at `kafka.bootstrap`; the message says where and why, `why` only why."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 def table(config: Config, *, keep_for_ever: bool = False) -> tuple[Topic, ...]:
@@ -78,9 +83,8 @@ def create(config: Config, *, keep_for_ever: bool = False, timeout_s: float = 15
         TopicsWrong: something differs that only an operator may change (a topic's partitions).
         BrokerUnreachable: no broker answers.
     """
-    admin = _admin(config)
-    rows = table(config, keep_for_ever=keep_for_ever)
-    present = _metadata(admin, config, timeout_s)
+    admin, cluster = connected(config, timeout_s=timeout_s)
+    rows, present = table(config, keep_for_ever=keep_for_ever), cluster.topics
     done = _create_missing(admin, config, [row for row in rows if row.name not in present], timeout_s)
     existing = [row for row in rows if row.name in present]
     done += _repair(admin, existing, timeout_s)
@@ -96,9 +100,8 @@ def check(config: Config, *, timeout_s: float = 15.0) -> list[str]:
     Raises:
         BrokerUnreachable: no broker answers.
     """
-    admin = _admin(config)
-    rows = table(config)
-    present = _metadata(admin, config, timeout_s)
+    admin, cluster = connected(config, timeout_s=timeout_s)
+    rows, present = table(config), cluster.topics
     missing = [row.name for row in rows if row.name not in present]
     existing = [row for row in rows if row.name in present]
     problems = [f"missing: {', '.join(missing)}; {HINT}"] if missing else []
@@ -119,20 +122,28 @@ def require(config: Config, *, timeout_s: float = 15.0) -> None:
         raise TopicsWrong(problems)
 
 
-def _admin(config: Config) -> AdminClient:
-    # The caller keeps the client in a name until its futures are done: as a temporary it is collected first (_DESTROY).
-    return AdminClient(kafka_settings.client(config, log_level=0))
+def connected(config: Config, *, timeout_s: float) -> tuple[AdminClient, ClusterMetadata]:
+    """A client that has reached the brokers, and what they said of themselves.
 
+    The caller keeps the client in a name until its futures are done: as a temporary it is collected first (_DESTROY).
 
-def _metadata(admin: AdminClient, config: Config, timeout_s: float) -> dict[str, TopicMetadata]:
+    Raises:
+        BrokerUnreachable: no broker answers, refuses the password, or shows a certificate that is not trusted.
+    """
+    told: list[KafkaError] = []
+    admin = AdminClient(kafka_settings.client(config, log_level=0, error_cb=told.append))
     try:
-        topics: dict[str, TopicMetadata] = admin.list_topics(timeout=timeout_s).topics
+        return admin, admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
+        # The exception says only that no answer came; why is told to the callback, by the way.
+        admin.poll(0)
+        reasons = [e.str() for e in told if e.code() != KafkaError._ALL_BROKERS_DOWN]  # noqa: SLF001 the library's public name of the code
+        why = reasons[-1] if reasons else error.args[0].str()
         raise BrokerUnreachable(
-            f"no broker answered at {config.kafka.bootstrap} within {timeout_s:g} s ({error.args[0].str()}); "
-            "check kafka.bootstrap and security, or run: thousandfold doctor"
+            f"no broker answered at {config.kafka.bootstrap} within {timeout_s:g} s ({why}); "
+            "check kafka.bootstrap and security, or run: thousandfold doctor",
+            why,
         ) from error
-    return topics
 
 
 def _create_missing(admin: AdminClient, config: Config, rows: list[Topic], timeout_s: float) -> list[str]:
@@ -176,7 +187,7 @@ def _wait_for_leaders(config: Config, rows: list[Topic], timeout_s: float) -> No
     end = time.monotonic() + timeout_s
     while True:
         # A client that once saw a topic without leaders goes on saying so: a fresh one each time.
-        admin = _admin(config)
+        admin = AdminClient(kafka_settings.client(config, log_level=0))
         failed = [f.exception() for f in admin.list_offsets(wanted, request_timeout=timeout_s).values() if f.exception(timeout_s)]
         if not failed:
             return

@@ -29,6 +29,16 @@ class Address(NamedTuple):
     db: int
 
 
+class Access(NamedTuple):
+    """What opens the server: a password (None: that of the URL), and the authority of its certificate (empty: the system's)."""
+
+    password: str | None = None
+    ca_file: str = ""
+
+
+NO_ACCESS = Access()
+
+
 def named(url: str) -> str:
     """The URL without user and password, for messages."""
     return re.sub(r"//[^/]*@", "//", url)
@@ -133,9 +143,10 @@ class Connection:
     runs, impatient calls fail at once with the last cause.
     """
 
-    def __init__(self, url: str, password: str | None, timeout_s: float, patience_s: float) -> None:
+    def __init__(self, url: str, access: Access, timeout_s: float, patience_s: float) -> None:
         self.url, self._address, self._timeout_s, self._patience_s = named(url), address(url), timeout_s, patience_s
-        self._password = password if password is not None else self._address.password
+        self._password = access.password if access.password is not None else self._address.password
+        self._tls = ssl.create_default_context(cafile=access.ca_file or None) if self._address.tls else None
         self._wire: Wire | None = None
         self._lock = asyncio.Lock()
         self._backoff_s, self._not_before, self._cause = 0.0, 0.0, ""
@@ -204,8 +215,7 @@ class Connection:
         if place.path:
             _, wire = await loop.create_unix_connection(Wire, place.path)
         else:
-            context = ssl.create_default_context() if place.tls else None
-            _, wire = await loop.create_connection(Wire, place.host, place.port, ssl=context)
+            _, wire = await loop.create_connection(Wire, place.host, place.port, ssl=self._tls)
         greeting = []
         if self._password:
             greeting.append(redis_wire.command(b"AUTH", *([place.user.encode()] if place.user else []), self._password.encode()))

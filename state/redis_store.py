@@ -29,7 +29,7 @@ class RedisStore:
         prefix: str,
         schema: stores.Schema,
         *,
-        password: str | None = None,
+        access: redis_connection.Access = redis_connection.NO_ACCESS,
         timeout_s: float = 5.0,
         patience_s: float = 0.0,
         support_key: bytes = supports.KEY,
@@ -40,7 +40,7 @@ class RedisStore:
         """
         self._support_key = support_key
         self.url, self.schema, self._prefix = redis_connection.named(url), schema, prefix.encode()
-        self._connection = redis_connection.Connection(url, password, timeout_s, patience_s)
+        self._connection = redis_connection.Connection(url, access, timeout_s, patience_s)
         self._script, self._sha = redis_script.source(schema).encode(), b""
         self._doubtful: tuple[stores.Fence, ...] = ()
 
@@ -191,7 +191,7 @@ async def connect(
     prefix: str,
     schema: stores.Schema,
     *,
-    password: str | None = None,
+    access: redis_connection.Access = redis_connection.NO_ACCESS,
     timeout_s: float = 5.0,
     patience_s: float = 0.0,
 ) -> RedisStore:
@@ -202,7 +202,7 @@ async def connect(
         StoreUnavailable: nothing answers.
         StoreRefused: wrong password.
     """
-    store = RedisStore(url, prefix, schema, password=password, timeout_s=timeout_s, patience_s=patience_s)
+    store = RedisStore(url, prefix, schema, access=access, timeout_s=timeout_s, patience_s=patience_s)
     try:
         await store.ping()
     except BaseException:

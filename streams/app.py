@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import pathlib
 import signal
 import ssl
@@ -15,7 +14,7 @@ import aiokafka
 import faust
 from aiokafka.helpers import create_ssl_context
 
-from state import kafka_settings, layout, redis_store
+from state import credentials, kafka_settings, layout, redis_store
 from state.config import Config
 from streams import agents, faust_fetch, faust_stage, prometheus_metrics, warming
 
@@ -44,12 +43,11 @@ async def run(config: Config, names: tuple[agents.Name, ...], instance: str, rea
     faust_fetch.install(config.kafka.fetch_wait_ms)
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thousandfold-streams-"))
-        password = os.environ.get(config.security.store_password_env)
         store = await redis_store.connect(
             config.store.url,
             config.store.prefix,
             layout.compiled(config).schema,
-            password=password,
+            access=credentials.store(config),
             patience_s=STORE_PATIENCE_S,
         )
         stack.push_async_callback(store.close)
@@ -104,12 +102,16 @@ def build(config: Config, names: tuple[agents.Name, ...], instance: str, folder:
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:
-    known = kafka_settings.credentials(config)
-    return create_ssl_context(cafile=known.ca_file or None) if known.tls else None
+    known = credentials.kafka(config)
+    if not known.tls:
+        return None
+    return create_ssl_context(
+        cafile=known.ca_file or None, certfile=known.certificate_file or None, keyfile=known.key_file or None
+    )
 
 
 def _credentials(config: Config) -> Any:
-    known, context = kafka_settings.credentials(config), _tls(config)
+    known, context = credentials.kafka(config), _tls(config)
     if known.sasl:
         return faust.SASLCredentials(
             username=known.username, password=known.password, ssl_context=context, mechanism=known.mechanism
@@ -120,7 +122,7 @@ def _credentials(config: Config) -> Any:
 @contextlib.asynccontextmanager
 async def _producer(config: Config) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
     """A producer that loses and reorders nothing: idempotent, acknowledged by all."""
-    known = kafka_settings.credentials(config)
+    known = credentials.kafka(config)
     producer = aiokafka.AIOKafkaProducer(
         bootstrap_servers=config.kafka.bootstrap,
         security_protocol=known.protocol,

@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what `--parts` does not name."""
     wanted = config.getoption("parts")
-    real = {item for item in items if {"broker", "_store"} & set(getattr(item, "fixturenames", ()))}
+    real = {item for item in items if {"broker", "secured_broker", "_store"} & set(getattr(item, "fixturenames", ()))}
     left_out = {"all": set(), "real": set(items) - real, "pure": real}[wanted]
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]

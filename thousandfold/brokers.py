@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from importlib import resources, util
+from typing import NamedTuple
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -33,6 +34,16 @@ START_TIMEOUT_S = 120.0
 
 class BrokerFailed(Refused, RuntimeError):
     """A broker could not be started or did not answer; the message holds the end of its log."""
+
+
+class Listener(NamedTuple):
+    """A further listener of our Apache Kafka on loopback that asks for TLS or a password: what secured clients are tested on."""
+
+    protocol: str
+    """SSL, SASL_PLAINTEXT or SASL_SSL"""
+    port: int
+    settings: Mapping[str, str]
+    """Kafka's own names, such as `ssl.keystore.location`, for this listener alone"""
 
 
 class Broker(children.Server):
@@ -89,15 +100,23 @@ def available(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(name: str, directory: pathlib.Path | None = None, environment: Mapping[str, str] = os.environ) -> Iterator[Broker]:
+def running(
+    name: str,
+    directory: pathlib.Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    secured: Listener | None = None,
+) -> Iterator[Broker]:
     """Start the broker `name` in a fresh folder (under `directory`, else a temporary one that is removed); stop it at the end.
+
+    `secured` is for Apache Kafka; the broker's `bootstrap` stays that of the plain listener.
 
     Raises:
         BrokerFailed: it cannot be started; the message says what is missing.
     """
     with tempfile.TemporaryDirectory(prefix=f"thousandfold-{name}-", dir=directory, ignore_cleanup_errors=True) as fresh:
         home = pathlib.Path(fresh)
-        broker = _kafka(home, environment) if name == KAFKA else _embedded(home)
+        broker = _kafka(home, environment, secured) if name == KAFKA else _embedded(home)
         try:
             broker.start()
             yield broker
@@ -142,13 +161,18 @@ def kafka_problem(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def _kafka(home: pathlib.Path, environment: Mapping[str, str]) -> Broker:
+def _kafka(home: pathlib.Path, environment: Mapping[str, str], secured: Listener | None) -> Broker:
     problem = kafka_problem(environment)
     if problem:
         raise BrokerFailed(problem)
     scripts = pathlib.Path(environment["KAFKA_HOME"]) / "bin"
     port, control = children.free_ports(2)
     listeners = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{control}"
+    protocols, further = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT", ""
+    if secured:
+        listeners += f",SECURED://127.0.0.1:{secured.port}"
+        protocols += f",SECURED:{secured.protocol}"
+        further = "".join(f"listener.name.secured.{key}={value}\n" for key, value in secured.settings.items())
     settings = home / "server.properties"
     settings.write_text(
         f"""process.roles=broker,controller
@@ -157,7 +181,7 @@ controller.quorum.bootstrap.servers=127.0.0.1:{control}
 listeners={listeners}
 advertised.listeners={listeners}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+listener.security.protocol.map={protocols}
 inter.broker.listener.name=PLAINTEXT
 log.dirs={home / "data"}
 offsets.topic.replication.factor=1
@@ -172,7 +196,7 @@ broker.session.timeout.ms=6000
 broker.heartbeat.interval.ms=1000
 auto.create.topics.enable=false
 socket.request.max.bytes=200000000
-"""
+{further}"""
     )
     made = subprocess.run([scripts / "kafka-storage.sh", "random-uuid"], capture_output=True, text=True, check=False)
     identity = made.stdout.strip().splitlines()[-1] if made.returncode == 0 and made.stdout.strip() else ""

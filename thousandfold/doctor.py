@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from state import config as configuration
-from state import kafka_settings, kafka_topics
+from state import credentials, kafka_settings, kafka_topics
 from state.config import Config, Refused
 from thousandfold import brokers, stores
 
@@ -110,16 +110,13 @@ def broker(config: Config, *, write: bool = False) -> Iterator[Finding]:
     # Librdkafka retries a refused connection silently for ever; the socket says at once why.
     refused = _unreachable(address)
     try:
-        admin = AdminClient(kafka_settings.client(config, log_level=0))
-        count = len(admin.list_topics(timeout=TIMEOUT_S).brokers)
-    except KafkaException as error:
+        admin, cluster = kafka_topics.connected(config, timeout_s=TIMEOUT_S)
+    except kafka_topics.BrokerUnreachable as error:
         yield Finding(
-            "broker",
-            "fail",
-            f"{address}: {refused or error.args[0].str()}",
-            "start it, or correct kafka.bootstrap and [security]",
+            "broker", "fail", f"{address}: {refused or error.why}", "start it, or correct kafka.bootstrap and [security]"
         )
         return
+    count = len(cluster.brokers)
     yield Finding("broker", "ok", f"{address}, {count} {'broker' if count == 1 else 'brokers'}")
     if count < config.kafka.replication:
         yield Finding("replication", "fail", f"{config.kafka.replication} copies wanted", f"lower kafka.replication to {count}")
@@ -138,11 +135,11 @@ def store(
     config: Config, environment: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.time
 ) -> Iterator[Finding]:
     """Whether the store answers, is new enough, keeps what it is told, and agrees on the time."""
-    url, password = config.store.url, environment.get(config.security.store_password_env) or None
+    url, access = config.store.url, credentials.store(config, environment)
+    trusted = {"ssl_ca_certs": access.ca_file} if access.ca_file and url.startswith("rediss:") else {}
+    options = {"password": access.password, "socket_timeout": TIMEOUT_S, "decode_responses": True, **trusted}
     try:
-        with contextlib.closing(
-            redis.Redis.from_url(url, password=password, socket_timeout=TIMEOUT_S, decode_responses=True)
-        ) as client:
+        with contextlib.closing(redis.Redis.from_url(url, **options)) as client:
             before = clock()
             seconds, micros = client.time()
             skew = seconds + micros / 1e6 - (before + clock()) / 2

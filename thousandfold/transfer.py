@@ -28,6 +28,7 @@ from learner.prequential import VARIANTS, Prequential, Quality
 from models import base, losses, registry
 from models.meta import registry as meta
 from state import config as configuration
+from state import consistency
 from thousandfold import specs
 from thousandfold.bench import logs, protocol, quality
 
@@ -298,7 +299,7 @@ def transfer(
     config = configuration.load(spec or specs.path("ml1m"))
     if action is not None:
         config = with_objective(config, objective, action)
-    for key, problem in configuration.contradictions(config):
+    for key, problem in consistency.contradictions(config):
         raise configuration.ConfigError(f"{key}: {problem}")
     if seed is not None:
         config = quality.override(config, "learner.seed", seed)

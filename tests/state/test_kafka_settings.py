@@ -7,28 +7,16 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
 from state import kafka_settings
-from state.config import Config, ConfigError, Security
-
-NAMES = {"THOUSANDFOLD_KAFKA_USERNAME": "ann", "THOUSANDFOLD_KAFKA_PASSWORD": "s3cret"}
+from state.config import Config, Security
 
 
 def secured(**settings: Any) -> Config:
     return msgspec.structs.replace(Config(), security=Security(**settings))
 
 
-def test_plain_text_needs_no_secret() -> None:
-    assert kafka_settings.credentials(Config(), {}) == ("PLAINTEXT", "PLAIN", "", "", "")
-    assert "sasl.username" not in kafka_settings.client(Config())
-
-
-@pytest.mark.parametrize("missing", sorted(NAMES))
-def test_a_missing_secret_names_the_variable_and_the_setting(missing: str) -> None:
-    with pytest.raises(ConfigError, match=rf"security\.kafka_\w+_env: the environment variable {missing} is not set"):
-        kafka_settings.credentials(secured(kafka_protocol="SASL_SSL"), {k: v for k, v in NAMES.items() if k != missing})
-
-
 def test_secrets_are_read_from_the_variables_that_the_file_names(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "ca.pem").touch()
+    for name in ("ca.pem", "our.pem", "our.key"):
+        (tmp_path / name).touch()
     monkeypatch.setenv("MY_USER", "bob")
     monkeypatch.setenv("MY_PASSWORD", "pw")
     config = secured(
@@ -37,17 +25,20 @@ def test_secrets_are_read_from_the_variables_that_the_file_names(monkeypatch: py
         kafka_username_env="MY_USER",
         kafka_password_env="MY_PASSWORD",
         kafka_ca_file=str(tmp_path / "ca.pem"),
+        kafka_certificate_file=str(tmp_path / "our.pem"),
+        kafka_key_file=str(tmp_path / "our.key"),
     )
     settings = kafka_settings.client(config)
     assert settings["security.protocol"] == "SASL_SSL"
     assert settings["sasl.mechanism"] == "SCRAM-SHA-512"
     assert (settings["sasl.username"], settings["sasl.password"]) == ("bob", "pw")
     assert settings["ssl.ca.location"] == str(tmp_path / "ca.pem")
+    assert settings["ssl.certificate.location"] == str(tmp_path / "our.pem")
+    assert settings["ssl.key.location"] == str(tmp_path / "our.key")
 
 
-def test_a_certificate_that_cannot_be_read_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match=r"security\.kafka_ca_file: .*absent\.pem cannot be read"):
-        kafka_settings.credentials(secured(kafka_protocol="SSL", kafka_ca_file=str(tmp_path / "absent.pem")), {})
+def test_plain_text_sends_no_secret() -> None:
+    assert not {"sasl.username", "sasl.password", "ssl.ca.location"} & set(kafka_settings.client(Config()))
 
 
 def test_what_the_caller_says_comes_last() -> None:

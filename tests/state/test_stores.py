@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import pathlib
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import redis
+import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -319,14 +322,15 @@ class Proxy:
     "hold" forwards and keeps the reply back until `release` is set; "away" closes the client at once and refuses new ones.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.upstream, self.plan, self.release = redis_connection.address(upstream), list[str](), asyncio.Event()
         self.connections = 0
         self._tasks = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
-        self.server = await asyncio.start_server(self._client, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/0"
+        self.server = await asyncio.start_server(self._client, "127.0.0.1", 0, ssl=self.tls)
+        self.url = f"{'rediss' if self.tls else 'redis'}://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/0"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -516,7 +520,7 @@ def test_values_of_another_feature_spec_are_refused_and_nothing_is_written(store
 def test_a_wrong_password_is_refused_not_retried(store_url: str) -> None:
     async def scenario() -> None:
         with pytest.raises(stores.StoreRefused, match=r"AUTH|WRONGPASS"):
-            await redis_store.connect(store_url, "", SCHEMA, password="wrong", patience_s=60.0)
+            await redis_store.connect(store_url, "", SCHEMA, access=redis_connection.Access("wrong"), patience_s=60.0)
 
     asyncio.run(scenario())
 
@@ -530,13 +534,33 @@ def test_a_password_and_a_database_are_used(store_url: str) -> None:
             client.execute_command("ACL", "SETUSER", "tester", "on", ">sesame", "~*", "+@all")
             try:
                 user = place.replace("//", "//tester@", 1)
-                async with in_redis(user, SCHEMA, "", password="sesame") as store:
+                async with in_redis(user, SCHEMA, "", access=redis_connection.Access("sesame")) as store:
                     await store.put_supports(u64(1), [b"one"], 3_600_000)
                 assert client.exists(b"s" + (1).to_bytes(8, "little")) == 0
             finally:
                 client.execute_command("ACL", "DELUSER", "tester")
         with redis.Redis.from_url(place) as third:
             assert third.get(b"s" + (1).to_bytes(8, "little")) == b"one"
+
+    asyncio.run(scenario())
+
+
+def test_an_encrypted_store_is_used_when_its_authority_is_trusted_and_refused_when_not(
+    store_url: str, tmp_path: pathlib.Path
+) -> None:
+    authority, stranger, tls = trustme.CA(), trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    trusted, other = str(tmp_path / "ca.pem"), str(tmp_path / "stranger.pem")
+    authority.cert_pem.write_to_path(trusted)
+    stranger.cert_pem.write_to_path(other)
+
+    async def scenario() -> None:
+        async with Proxy(store_url, tls) as proxy:
+            async with in_redis(proxy.url, SCHEMA, access=redis_connection.Access(ca_file=trusted)) as store:
+                await store.put_supports(u64(1), [b"one"], 3_600_000)
+                assert await store.supports(u64(1)) == [b"one"]
+            with pytest.raises(stores.StoreUnavailable, match="certificate verify failed"):
+                await redis_store.connect(proxy.url, "", SCHEMA, access=redis_connection.Access(ca_file=other))
 
     asyncio.run(scenario())
 
