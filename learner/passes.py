@@ -4,7 +4,7 @@ Both compute the same: predictions of both towers, the joint loss and its gradie
 to the gathered inputs.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 from learner import tower
 from learner.meta import outer
 from models import adaptation, base, losses, modes, supports, towers
+from models import registry as models
 from models.meta import adapters, registry
 from state import config
 
@@ -53,8 +54,9 @@ class Autograd:
 
     def __init__(
         self, model: base.Model, adapter: adapters.Adapter, meta: outer.Loss, settings: config.Config, flat: torch.Tensor,
-        gradient: base.Gradient,
+        gradient: torch.Tensor,
     ) -> None:  # fmt: skip
+        """`flat` holds all parameters and `gradient` takes theirs, on the device that the passes run on."""
         self.model, self.adapter, self.meta, self.gradient = model, adapter, meta, gradient
         self.weight, self.prior, self.plan = settings.meta.weight, settings.meta.prior_rows, losses.plan(settings.objectives)
         self.parameters = leaves(flat, registry.shapes(model, adapter), gradient)
@@ -62,25 +64,28 @@ class Autograd:
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        rows, every = len(work.label), entering(work)
+        rows, every = len(work.label), base.Inputs(*(self._there(part) for part in (work.inputs, work.slot, work.earned)))
         inputs = every.x[:rows].requires_grad_(train)
-        wanted = losses.targets(self.plan, *(torch.from_numpy(part) for part in (work.label, work.weight, work.n_items)))
+        wanted = losses.targets(self.plan, *(self._there(part) for part in (work.label, work.weight, work.n_items)))
         with torch.set_grad_enabled(train):
             meta = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
             plain = self.model.tower(self.fast, meta)
-            learns = torch.from_numpy(np.repeat(work.codes == modes.ON, work.n_items).astype(np.float32))
+            learns = self._there(np.repeat(work.codes == modes.ON, work.n_items).astype(np.float32))
             adapted, found = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain, learns)
             loss = losses.loss(self.plan, wanted, plain)
             if self.weight > 0 and learns.any():
                 learned = wanted._replace(weight=wanted.weight * learns.unsqueeze(1))
                 loss = loss + self.weight * self.meta(outer.Outer(self.plan, self.fast, learned, adapted, found))
-        unadapted, fitted = (losses.predictions(self.plan, logit.detach()).numpy() for logit in (plain, adapted))
+        unadapted, fitted = (losses.predictions(self.plan, logit.detach()).cpu().numpy() for logit in (plain, adapted))
         if not train:
             return base.Pass(unadapted, fitted, loss.item(), None)
-        self.gradient.flat.zero_()
+        self.gradient.zero_()
         torch.autograd.backward(loss)
-        slope = inputs.grad
-        return base.Pass(unadapted, fitted, loss.item(), np.zeros_like(work.inputs[:rows]) if slope is None else slope.numpy())
+        slope = np.zeros_like(work.inputs[:rows]) if inputs.grad is None else inputs.grad.cpu().numpy()
+        return base.Pass(unadapted, fitted, loss.item(), slope)
+
+    def _there(self, part: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(part).to(self.gradient.device)
 
     def _adapted(
         self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor, learns: torch.Tensor
@@ -88,19 +93,59 @@ class Autograd:
         """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any."""
         if not work.found.taken.any():
             return plain, None
-        padded = supports.pad(work.found, work.n_items, self.prior)
+        padded = supports.Padded(*(p.to(plain.device) for p in supports.pad(work.found, work.n_items, self.prior)))
         with torch.no_grad():
             more = self.model.trunk(self.parameters, support) if len(support.x) else meta
             more = base.MetaInput(*(part[: len(support.x)] for part in more))
         known = base.MetaInput(*(torch.cat([asked.detach(), part]) for asked, part in zip(meta, more, strict=True)))
-        label = torch.from_numpy(work.s_label)[padded.support]
-        places = torch.from_numpy(work.found.at)[padded.support]
+        label = self._there(work.s_label)[padded.support]
+        places = self._there(work.found.at)[padded.support]
         tasks = adapters.Tasks(adaptation.pick(known, places), label, padded.weight)
         query = adaptation.pick(meta, padded.query)
         logit = self.adapter.logits(self.fast, self.adapter.adapt(self.fast, tasks), query).flatten(0, 1)[padded.back]
         asked = torch.zeros(padded.query.numel()).index_copy(0, padded.back, learns[padded.rows]).view_as(padded.query)
-        found = outer.Adapted(tasks, query, torch.from_numpy(work.label)[padded.query], asked)
+        found = outer.Adapted(tasks, query, self._there(work.label)[padded.query], asked)
         return plain.index_copy(0, padded.rows, logit), found
+
+
+class OnDevice:
+    """`Autograd` on another device. Parameters go there before a pass and gradients come back after it; the table stays here."""
+
+    def __init__(
+        self, settings: config.Config, meta: outer.Loss, flat: torch.Tensor, gradient: base.Gradient, device: str
+    ) -> None:
+        self._flat, self._gradient, self._device = flat, gradient, torch.device(device)
+        # A model keeps tensors of indices of its own, and makes more as it runs.
+        with self._device:
+            model = models.build(settings)
+            adapter = registry.build(settings, model)
+        there, slope = flat.to(self._device, copy=True), torch.zeros_like(flat, device=self._device)
+        self._there, self._slope = there, slope
+        self._engine = Autograd(model, adapter, meta, settings, there, slope)
+
+    def run(self, work: Work, train: bool) -> base.Pass:
+        """See `Engine`."""
+        self._there.copy_(self._flat)
+        with self._device:
+            done = self._engine.run(work, train)
+        if train:
+            self._gradient.flat.copy_(self._slope)
+        return done
+
+
+def device(settings: config.Config) -> str:
+    """The device that `learner.device` names, "cuda" or "cpu".
+
+    Raises:
+        config.ConfigError: "cuda" is asked for and torch finds none.
+    """
+    asked, there = settings.learner.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise config.ConfigError(
+            f'learner.device: "cuda", but torch {torch.__version__} finds no CUDA device here; '
+            'choose "cpu" or "auto", or install a torch with CUDA and a driver'
+        )
+    return "cuda" if asked != "cpu" and there else "cpu"
 
 
 class Compiled:
@@ -108,7 +153,7 @@ class Compiled:
 
     def __init__(self, model: base.Model, settings: config.Config, flat: torch.Tensor, gradient: base.Gradient) -> None:
         self.model, self.gradient = model, gradient
-        self.parameters = leaves(flat, model.shapes, gradient)
+        self.parameters = leaves(flat, model.shapes, gradient.flat)
         self.end = tower.Compiled(settings.meta, self.parameters, gradient)
 
     def run(self, work: Work, train: bool) -> base.Pass:
@@ -163,11 +208,11 @@ class Native:
         return self.network.run(work.inputs, lists(work), self.gradient if train else None)
 
 
-def leaves(flat: torch.Tensor, shapes: base.Shapes, gradient: base.Gradient) -> dict[str, torch.Tensor]:
-    """Parameters as leaves of autograd, which adds to the views of `gradient`."""
-    found = base.views(flat.detach(), shapes)
+def leaves(flat: torch.Tensor, shapes: base.Shapes, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Parameters as leaves of autograd, which adds to the places of `gradient`."""
+    found, slopes = base.views(flat.detach(), shapes), base.views(gradient, shapes)
     for name, view in found.items():
-        view.requires_grad_().grad = gradient.views[name]
+        view.requires_grad_().grad = slopes[name]
     return found
 
 

@@ -110,7 +110,7 @@ class Retriever:
         flat = self.model.initial(settings.learner.seed)
         self.dense, self.gradient = flat.numpy(), base.Gradient(self.model.shapes)
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.model.shapes))
-        self.parameters = passes.leaves(flat, self.model.shapes, self.gradient)
+        self.parameters = passes.leaves(flat, self.model.shapes, self.gradient.flat)
 
     def step(self, rows: I64, queue: I64, clash: Bools, log_share: F32, support: Support, now_ms: int) -> float:
         """Learn from rows (B,) that were acted on, against each other's items and those of the queue (M,); returns the loss.

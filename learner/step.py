@@ -50,8 +50,8 @@ class Trainer:
         takes the compiled towers under the same conditions, and without them autograd does all of the same work, slower.
 
         Raises:
-            config.ConfigError: the configuration names an unknown model, declares no category, or asks for a native network
-                where there is none.
+            config.ConfigError: the configuration names an unknown model, declares no category, asks for a native network
+                where there is none, or for a device that is not there.
         """
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
@@ -74,12 +74,15 @@ class Trainer:
         network = meta.network(settings, self.model, flat) if native else None
         outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
         self.engine: passes.Engine
-        if network is not None:
+        place = passes.device(settings)
+        if place != "cpu":
+            self.engine = passes.OnDevice(settings, outer, flat, self.gradient, place)
+        elif network is not None:
             self.engine = passes.Native(network, self.gradient)
         elif compiled and known and "tower.weight" in self.model.fast_parameters():
             self.engine = passes.compiled(self.model, settings, flat, self.gradient)
         else:
-            self.engine = passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient)
+            self.engine = passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient.flat)
 
     @property
     def serving_names(self) -> tuple[str, ...]:

@@ -410,7 +410,13 @@ class Learner(spec.Section, frozen=True):
         float, Meta(ge=0, le=1, description="share of the users, by hash, on which the baseline runs; it takes about 70 us a row")
     ] = 1.0
     dedup_rows: Annotated[int, Meta(ge=1024, description="impressions remembered to skip redelivered ones")] = 2_000_000
-    device: Annotated[Literal["cpu"], Meta(description="cpu is the reference")] = "cpu"
+    device: Annotated[
+        Literal["cpu", "cuda", "auto"],
+        Meta(
+            description="where passes over the network run: cpu is the reference and repeats byte by byte; cuda runs them by "
+            "autograd on the first GPU, the embedding table stays in memory; auto takes cuda where there is one"
+        ),
+    ] = "cpu"
     metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9102
 
 

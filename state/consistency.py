@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from state.config import Config, Objective
 
 
-def contradictions(config: Config) -> list[tuple[str, str]]:
+def contradictions(config: "Config") -> list[tuple[str, str]]:
     """Settings that are fine alone and impossible together, as (key, what is wrong and what is allowed)."""
     found: list[tuple[str, str]] = []
     names = [o.name for o in config.objectives]
@@ -63,7 +63,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def _unexplorable(config: Config) -> list[tuple[str, str]]:
+def _unexplorable(config: "Config") -> list[tuple[str, str]]:
     """What exploration lacks, where it is on."""
     found: list[tuple[str, str]] = []
     name = config.serving.exploration.count
@@ -78,7 +78,7 @@ def _unexplorable(config: Config) -> list[tuple[str, str]]:
     return found
 
 
-def _misdeclared(objective: Objective, known: tuple[str, ...]) -> list[tuple[str, str]]:
+def _misdeclared(objective: "Objective", known: tuple[str, ...]) -> list[tuple[str, str]]:
     """Settings of one objective that its kind does not have or lacks, and scenarios that nobody declared."""
     found, kind = [], objective.kind
     if kind == "multiclass" and objective.classes < 2:

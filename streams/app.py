@@ -105,9 +105,10 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     known = credentials.kafka(config)
     if not known.tls:
         return None
-    return create_ssl_context(
+    context: ssl.SSLContext = create_ssl_context(
         cafile=known.ca_file or None, certfile=known.certificate_file or None, keyfile=known.key_file or None
     )
+    return context
 
 
 def _credentials(config: Config) -> Any:

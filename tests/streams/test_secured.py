@@ -2,12 +2,14 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import trustme
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+from cryptography.hazmat.primitives import serialization
 
 from state import ids, kafka_topics
 from thousandfold import brokers, children
@@ -29,7 +31,11 @@ class Place(NamedTuple):
 
 def tls(authority: trustme.CA, folder: pathlib.Path) -> dict[str, str]:
     """The broker's own certificate and whom it trusts, for the settings of a listener."""
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "broker.pem")
+    own = authority.issue_cert("127.0.0.1")
+    key = serialization.load_pem_private_key(own.private_key_pem.bytes(), None)
+    # Java reads no other form of a key.
+    plain = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "broker.pem").write_bytes(plain + b"".join(part.bytes() for part in own.cert_chain_pems))
     authority.cert_pem.write_to_path(folder / "ca.pem")
     return {
         "ssl.keystore.type": "PEM",
@@ -97,8 +103,9 @@ def test_topics_are_made_and_a_list_goes_through_all_stages(
     )
     assert len(kafka_topics.create(made.config)) == len(kafka_topics.table(made.config))
     worker, kafka = start(made.path).until_ready(), kafka_of(made.config)
-    kafka.impression("r", "u", 1_700_000_000_000, ["a", "b"])
-    kafka.click("r", "u", 1_700_000_000_200, "b")
+    now_ms = time.time_ns() // 1_000_000
+    kafka.impression("r", "u", now_ms, ["a", "b"])
+    kafka.click("r", "u", now_ms + 200, "b")
     kafka.flush()
     eventually(lambda: kafka.labels(made.config.topics.episodes))
     assert kafka.labels(made.config.topics.episodes) == {ids.of("r"): {ids.of("b")}}
