@@ -51,8 +51,9 @@ def test_every_algorithm_learns_the_same_where_its_passes_run_elsewhere(algorith
 def test_a_network_makes_no_tensor_away_from_its_device(name: str) -> None:
     """The device `meta` has no numbers, and refuses to be mixed with the CPU; models that sort rows by scenario need numbers."""
     with torch.device("meta"):
-        model = registry.build(minibatches.settings(model={"name": name}))
-        inputs = base.Inputs(torch.zeros(6, model.geometry.row), torch.zeros(6, dtype=torch.int64), torch.zeros(6))
+        settings = minibatches.settings(model={"name": name})
+        model, row = registry.build(settings), base.geometry(settings).row
+        inputs = base.Inputs(torch.zeros(6, row), torch.zeros(6, dtype=torch.int64), torch.zeros(6))
         parameters = base.views(torch.zeros(base.size(model.shapes)), model.shapes)
         assert model.tower(parameters, model.trunk(parameters, inputs)).device.type == "meta"
 
