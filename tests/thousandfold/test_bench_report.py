@@ -54,3 +54,9 @@ def test_another_file_is_no_report(tmp_path: pathlib.Path) -> None:
 def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:
     with pytest.raises(KeyError, match=r"there are quality, models, .*streams, .*serving, system, all"):
         bench.module("speed")
+
+
+@pytest.mark.parametrize("given", [["--report", "/tmp/x.json"], ["--report=/tmp/x.json"]])
+def test_the_command_of_a_row_can_be_typed_anywhere(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["thousandfold", "bench", "quality", *given, "--seeds", "1"])
+    assert report.command_line() == "thousandfold bench quality --seeds 1"

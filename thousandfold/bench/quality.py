@@ -330,7 +330,7 @@ def quality(
         console.print("\n".join(["", "# chosen on the first 20 %", *written(found)]))
         return
     measured = measure(config, inputs, range(seeds), progress)
-    command = " ".join(["thousandfold", *sys.argv[1:]])
+    command = report.command_line()
     rows = rows_of(config, inputs, measured, TARGETS if data == "ml1m" and limit is None else None, command)
     for table in tables(config, inputs, measured, lag):
         console.print(table)

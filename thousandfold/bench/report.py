@@ -66,8 +66,12 @@ def _processor() -> str:
 
 
 def command_line() -> str:
-    """The command that this process was started with."""
-    return " ".join(["thousandfold", *sys.argv[1:]])
+    """The command that this process was started with, but for where its report went."""
+    given = list(sys.argv[1:])
+    while "--report" in given:
+        at = given.index("--report")
+        del given[at : at + 2]
+    return " ".join(["thousandfold", *(word for word in given if not word.startswith("--report="))])
 
 
 def row(
