@@ -157,7 +157,12 @@ class Join(spec.Section, frozen=True):
     window_s: Annotated[float, Meta(gt=0, description="seconds after an impression in which an action is its label")] = 600.0
     lateness_s: Annotated[float, Meta(ge=0, description="allowed disorder: the watermark trails the newest event by it")] = 5.0
     idle_timeout_s: Annotated[
-        float, Meta(gt=0, description="wall seconds without input after which a partition's watermark moves on")
+        float,
+        Meta(
+            gt=0,
+            description="wall seconds without input, and after the brokers were away or a start, after which a partition's "
+            "watermark moves on",
+        ),
     ] = 5.0
     retention_s: Annotated[float, Meta(gt=0, description="an event older than this on arrival is dead-lettered")] = 604_800.0
     future_s: Annotated[float, Meta(gt=0, description="an event further ahead of the clock is dead-lettered")] = 86_400.0
