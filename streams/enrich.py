@@ -27,16 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from state import columns, events, features, ids, records, spec, stores
 from state import config as configuration
-from streams import event_time
+from state import events, features, ids, records, stores
+from streams import enriched, event_time, partitions
 
 I64 = npt.NDArray[np.int64]
-KNOWN_REQUESTS = 50_000
-"""Requests of a partition that are remembered to tell an early action from one whose list was stamped."""
 QUIET_MS = 100
 """A message that carries nothing but a watermark leaves a partition at most this often."""
-HEADER_BYTES = 4096
 
 
 class CaughtUp(NamedTuple):
@@ -44,13 +41,6 @@ class CaughtUp(NamedTuple):
 
     impressions: bool
     clicks: bool
-
-
-class Message(NamedTuple):
-    """A message of `enriched`, for the same partition as its input."""
-
-    partition: int
-    value: bytes
 
 
 class Counting(NamedTuple):
@@ -69,87 +59,12 @@ class Counts:
         self.lists = self.items = self.actions = self.duplicates = self.stale = self.rejected = 0
 
 
-class _Taken(NamedTuple):
-    """An input message. `event` is None where it only has to be acknowledged (rejected, or at or under the fence)."""
-
-    partition: int
-    offset: int
-    token: Any
-    ts: int
-    event: Any
-    raw: bytes
-    request: int
-    since_ms: int
-
-
-class _Partition:
-    """What is kept of one input partition: the offsets taken (of impressions, of clicks), its clock, actions that wait."""
-
-    __slots__ = ("acted_ms", "clock", "held", "known", "low", "quiet_ms", "sent", "sent_ms", "taken")
-
-    def __init__(self, fences: tuple[int, int], idle_ms: int, now_ms: int) -> None:
-        self.taken = list(fences)
-        self.sent = list(fences)
-        self.clock = event_time.Clock(idle_ms, now_ms)
-        self.held: deque[_Taken] = deque()
-        self.low: deque[int] = deque()
-        self.known: dict[int, None] = {}
-        self.acted_ms = self.sent_ms = event_time.NEVER
-        self.quiet_ms = now_ms
-
-    def is_fresh(self, which: int, offset: int) -> bool:
-        """Whether a message of input `which` (0 impressions, 1 clicks) was neither counted nor taken: a client may step back."""
-        fresh = offset > self.taken[which]
-        self.taken[which] = max(self.taken[which], offset)
-        return fresh
-
-    def hold(self, taken: _Taken) -> None:
-        """Let an action wait. `low` keeps the least times of the queue in ascending order: the watermark asks for the first."""
-        self.held.append(taken)
-        if taken.event is not None:
-            while self.low and self.low[-1] > taken.ts:
-                self.low.pop()
-            self.low.append(taken.ts)
-
-    def release(self) -> _Taken:
-        """The first action that waits."""
-        taken = self.held.popleft()
-        if taken.event is not None and self.low[0] == taken.ts:
-            self.low.popleft()
-        return taken
-
-    def know(self, request: int) -> bool:
-        """Remember that the list of a request was taken; whether that is news."""
-        if request in self.known:
-            return False
-        self.known[request] = None
-        if len(self.known) > KNOWN_REQUESTS:
-            del self.known[next(iter(self.known))]
-        return True
-
-
 class _Group(NamedTuple):
     """Impressions taken together: `inputs`, those `shown` that are lists to stamp, and when `ahead` closed it."""
 
-    inputs: list[_Taken]
-    shown: list[_Taken]
+    inputs: list[partitions.Taken]
+    shown: list[partitions.Taken]
     lists: features.Lists
-    ahead_s: float | None
-
-
-class _Batch(NamedTuple):
-    """A micro-batch between `begin` and `finish`."""
-
-    shown: list[_Taken]
-    acted: list[_Taken]
-    lists: features.Lists
-    actions: features.Actions
-    order: I64
-    partition: I64
-    a_partition: I64
-    watermarks: dict[int, int]
-    inputs: list[_Taken]
-    counted: dict[tuple[str, int], int]
     ahead_s: float | None
 
 
@@ -163,15 +78,12 @@ class Enrich:
         self._topics = config.topics.impressions, config.topics.clicks
         self._idle_ms, self._lateness_ms = round(config.join.idle_timeout_s * 1000), round(config.join.lateness_s * 1000)
         self._settled_ms = 4 * (round(config.join.window_s * 1000) + max(self._lateness_ms, 1000))
-        self._lists_per_message = config.streams.lists_per_message
-        self._room = config.topics.max_message_bytes - HEADER_BYTES
-        self._row_bytes = 8 + 8 * self.engine.compiled.id_width + 4 * self.engine.compiled.number_width
-        self._spec = spec.fingerprint(config.features, config.action_kinds)
-        self._partitions: dict[int, _Partition] = {}
-        self._shown: list[_Taken] = []
+        self._packer = enriched.Packer(config, self.engine.compiled)
+        self._partitions: dict[int, partitions.Partition] = {}
+        self._shown: list[partitions.Taken] = []
         self._groups: deque[_Group] = deque()
         self._acted: dict[int, int] = {}
-        self._batch: _Batch | None = None
+        self._batch: enriched.Batch | None = None
         self._finished: dict[tuple[str, int], int] = {}
         self._applied: dict[tuple[str, int], int] = {}
         self._tokens: list[Any] = []
@@ -207,13 +119,13 @@ class Enrich:
 
     def assign(self, partition: int, impressions_fence: int, clicks_fence: int, now_ms: int) -> None:
         """Take over a partition whose inputs are counted up to these offsets (-1: nothing yet)."""
-        self._partitions[partition] = _Partition((impressions_fence, clicks_fence), self._idle_ms, now_ms)
+        self._partitions[partition] = partitions.Partition((impressions_fence, clicks_fence), self._idle_ms, now_ms)
         for topic, fence in zip(self._topics, (impressions_fence, clicks_fence), strict=True):
             self._finished[topic, partition] = self._applied[topic, partition] = fence
 
-    def revoke(self, partitions: Collection[int]) -> None:
+    def revoke(self, given_up: Collection[int]) -> None:
         """Give partitions up, between two batches, after a last `take` and count; what was not finished others read again."""
-        gone = set(partitions)
+        gone = set(given_up)
         taken = [taken for inputs in (*(group.inputs for group in self._groups), self._shown) for taken in inputs]
         self._shown = [one for one in taken if one.partition not in gone]
         self._groups.clear()
@@ -236,7 +148,7 @@ class Enrich:
         ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
         fresh = held.is_fresh(0, offset)
         self._count(fresh=fresh, rejected=rejected)
-        taken = _Taken(partition, offset, token, ts, event if fresh else None, b"", request, now_ms)
+        taken = partitions.Taken(partition, offset, token, ts, event if fresh else None, b"", request, now_ms)
         self._shown.append(taken)
         return rejected if fresh else None
 
@@ -252,14 +164,14 @@ class Enrich:
         self._count(fresh=fresh, rejected=rejected)
         ts, request = (event.ts_ms, self._ids[event.request_id]) if event is not None else (event_time.NEVER, 0)
         self._acted[partition] = max(self._acted.get(partition, event_time.NEVER), ts)
-        held.hold(_Taken(partition, offset, token, ts, event if fresh else None, value or b"", request, now_ms))
+        held.hold(partitions.Taken(partition, offset, token, ts, event if fresh else None, value or b"", request, now_ms))
         return rejected if fresh else None
 
     def _decoded(self, value: bytes | None, now_ms: int) -> Any:
         """An impression that fits into one message of `enriched`."""
         event = self._decoder.impression(value, now_ms)
-        size = len(event.items) * self._row_bytes
-        if size > self._room:
+        size = len(event.items) * self._packer.row_bytes
+        if size > self._packer.room:
             raise records.Rejected("too_large", f"{len(event.items)} items take {size} bytes once enriched")
         return event
 
@@ -311,7 +223,7 @@ class Enrich:
         for taken in inputs:
             _raise_to(counted, (self._topics[0], taken.partition), taken.offset)
         watermarks: dict[int, int] = {}
-        released: list[_Taken] = []
+        released: list[partitions.Taken] = []
         for partition, held in sorted(self._partitions.items()):
             state = caught_up.get(partition, CaughtUp(impressions=False, clicks=False))
             if partition in newest:
@@ -331,7 +243,7 @@ class Enrich:
         self._batch = self._cut(group, released, first, watermarks, counted)
         return True
 
-    def _due(self, held: _Partition, now_ms: int, state: CaughtUp) -> Iterator[_Taken]:
+    def _due(self, held: partitions.Partition, now_ms: int, state: CaughtUp) -> Iterator[partitions.Taken]:
         """Take the actions that may be counted off the front of a partition's queue."""
         while held.held:
             first = held.held[0]
@@ -341,7 +253,7 @@ class Enrich:
                 return
             yield held.release()
 
-    def _moves(self, held: _Partition, mark: int, now_ms: int, *, busy: bool) -> bool:
+    def _moves(self, held: partitions.Partition, mark: int, now_ms: int, *, busy: bool) -> bool:
         """Whether a message has to go to this partition: it has content, or its watermark moved and somebody may wait for it."""
         if busy:
             return True
@@ -351,11 +263,11 @@ class Enrich:
     def _cut(
         self,
         group: _Group,
-        released: list[_Taken],
+        released: list[partitions.Taken],
         first: dict[int, int],
         watermarks: dict[int, int],
         counted: dict[tuple[str, int], int],
-    ) -> _Batch:
+    ) -> enriched.Batch:
         """Columns of the events and their order; `first` holds the times of the lists that are in no earlier batch."""
         shown, lists = group.shown, group.lists
         acted = [taken for taken in released if taken.event is not None]
@@ -367,7 +279,9 @@ class Enrich:
         partition = np.array([t.partition for t in shown], np.int64)
         a_partition = np.array([t.partition for t in acted], np.int64)
         inputs = [*group.inputs, *released]
-        return _Batch(shown, acted, lists, actions, order, partition, a_partition, watermarks, inputs, counted, group.ahead_s)
+        return enriched.Batch(
+            shown, acted, lists, actions, order, partition, a_partition, watermarks, inputs, counted, group.ahead_s
+        )
 
     def wanted(self, now_s: float) -> stores.Wanted:
         """What must be read for the batch begun; ask again after `fill`, until nothing is wanted.
@@ -382,7 +296,7 @@ class Enrich:
         """Take over what was read."""
         self.engine.fill(wanted, found, now_s)
 
-    def finish(self, now_ms: int) -> list[Message]:
+    def finish(self, now_ms: int) -> list[enriched.Message]:
         """Stamp and count the batch, and return its messages; they have to be delivered before what they hold is counted."""
         batch = self._open()
         x = self.engine.run(batch.lists, batch.actions, batch.order)
@@ -395,12 +309,12 @@ class Enrich:
         self.counts.items += int(batch.lists.n_items[~duplicates].sum())
         self.counts.duplicates += int(duplicates.sum())
         self.counts.actions += len(batch.acted)
-        out: list[Message] = []
+        out: list[enriched.Message] = []
         for partition, watermark in batch.watermarks.items():
             shown = np.flatnonzero((batch.partition == partition) & ~duplicates)
             acted = np.flatnonzero(batch.a_partition == partition)
-            out += self._messages(batch, partition, shown, acted, x, watermark)
             held = self._partitions[partition]
+            out += self._packer.messages(batch, held, partition, shown, acted, x, watermark)
             held.sent_ms, held.quiet_ms = watermark, now_ms
         return out
 
@@ -419,75 +333,12 @@ class Enrich:
         """What the store's `count` returned for the last `take`."""
         self.engine.merged(values)
 
-    def _open(self) -> _Batch:
+    def _open(self) -> enriched.Batch:
         if self._batch is None:
             raise RuntimeError("no batch is open: begin() one first")
         return self._batch
-
-    def _messages(
-        self, batch: _Batch, partition: int, shown: I64, acted: I64, x: features.F32, watermark: int
-    ) -> Iterator[Message]:
-        """Messages of one partition: lists, then actions, within the limits of count and size; the last moves the watermark."""
-        held = self._partitions[partition]
-        lists = batch.lists
-        weights = lists.n_items[shown].astype(np.int64) * self._row_bytes + 36
-        pieces = [(piece, acted[:0]) for piece in _cut(shown, weights, self._lists_per_message, self._room)]
-        a_weights = np.array([len(batch.acted[a].raw) + 52 for a in acted.tolist()], np.int64)
-        a_pieces = list(_cut(acted, a_weights, len(acted), self._room))
-        both = int(weights[-len(pieces[-1][0]) :].sum()) + int(a_weights[: len(a_pieces[0])].sum()) if pieces and a_pieces else 0
-        if both and both <= self._room:
-            pieces[-1] = pieces[-1][0], a_pieces.pop(0)
-        pieces += [(shown[:0], piece) for piece in a_pieces]
-        pieces = pieces or [(shown[:0], acted[:0])]
-        starts = np.cumsum(lists.n_items, dtype=np.int64) - lists.n_items
-        for i, (some, actions) in enumerate(pieces):
-            head = {
-                "spec": self._spec,
-                "watermark_ms": watermark if i == len(pieces) - 1 else held.sent_ms,
-                "before_ms": held.clock.before,
-                "before_offsets": list(held.sent),
-                "scenarios": {str(s): lists.names[s] for s in np.unique(lists.scenario[some]).tolist()},
-            }
-            packed = {**_list_columns(batch, x, some, starts), **_action_columns(batch, actions)}
-            for k, offsets in enumerate((packed["offset"], packed["a_offset"])):
-                held.sent[k] = max(held.sent[k], int(offsets.max(initial=-1)))
-            newest = max(part.max(initial=event_time.NEVER) for part in (lists.ts[some], batch.actions.ts[actions]))
-            held.clock.before = max(held.clock.before, int(newest))
-            yield Message(partition, columns.pack(packed, **head))
 
 
 def _raise_to(offsets: dict[tuple[str, int], int], at: tuple[str, int], offset: int) -> None:
     """A fence never moves back, though a message may come again."""
     offsets[at] = max(offsets.get(at, -1), offset)
-
-
-def _cut(which: I64, weights: I64, most: int, room: int) -> Iterator[I64]:
-    """Cut `which` into runs of at most `most` entries whose weights sum to at most `room` (one entry may be alone beyond it)."""
-    start, total = 0, 0
-    for i, weight in enumerate(weights.tolist()):
-        if i > start and (i - start >= most or total + weight > room):
-            yield which[start:i]
-            start, total = i, 0
-        total += weight
-    if len(which):
-        yield which[start:]
-
-
-def _list_columns(batch: _Batch, x: features.F32, which: I64, starts: I64) -> columns.Columns:
-    lists = batch.lists
-    n = lists.n_items[which]
-    rows = np.repeat(starts[which] - (np.cumsum(n, dtype=np.int64) - n), n) + np.arange(int(n.sum()))
-    of_lists = {name: getattr(lists, name)[which] for name in ("request", "user", "scenario", "ts", "n_items")}
-    of_lists["offset"] = np.array([batch.shown[i].offset for i in which.tolist()], np.int64)
-    return {**of_lists, "item": lists.item[rows], "ids": lists.ids[rows], "x": x[rows]}
-
-
-def _action_columns(batch: _Batch, which: I64) -> columns.Columns:
-    chosen = [batch.acted[a] for a in which.tolist()]
-    named = {f"a_{name}": getattr(batch.actions, name)[which] for name in ("request", "item", "user", "ts", "kind", "value")}
-    return {
-        **named,
-        "a_offset": np.array([taken.offset for taken in chosen], np.int64),
-        "a_raw_length": np.array([len(taken.raw) for taken in chosen], np.int32),
-        "a_raw": np.frombuffer(b"".join(taken.raw for taken in chosen), np.uint8),
-    }
