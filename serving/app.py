@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from models import losses, scorer
-from serving import disk_shelf, divergence, exploration, http_admin, http_public, redis_reads, requests, scoring, watching
+from serving import (
+    disk_shelf,
+    divergence,
+    down_sampling,
+    exploration,
+    http_admin,
+    http_public,
+    redis_reads,
+    requests,
+    scoring,
+    watching,
+)
 from serving.live import Live, Model, Scores
 from serving.metrics import Metrics
 from serving.problems import Problem
@@ -45,6 +56,7 @@ class Service:
         self._scenarios = {o.name: frozenset(map(ids.of, o.scenarios)) for o in config.objectives}
         self._switches: dict[str | int | None, http_admin.Mode] = {}
         self._watch = divergence.Watch(config)
+        self._sampling = down_sampling.Correction(config)
         self._explores = config.serving.exploration if config.serving.exploration.share else None
         self._exposures = exploration.column(config) if self._explores else -1
         self._waiting = 0
@@ -81,6 +93,7 @@ class Service:
         if self.live.scored(model.version, scored_ms):
             self.metrics.first_scored(model.version, scored_ms)
         self._watch.observe(model.scorer, request.scenario, outcome.x, outcome.scores[:, 0])
+        outcome = outcome._replace(scores=self._sampling.apply(outcome.scores, ids.of(request.scenario)))
         chosen = request.objectives or self._objectives
         return requests.Reply(
             request_id=request.request_id,

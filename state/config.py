@@ -124,7 +124,8 @@ class Scenarios(spec.Section, frozen=True):
         dict[str, Annotated[float, Meta(gt=0, le=1)]],
         Meta(
             description="share of the rows without an action that a producer kept, by scenario (`*`: those that are not named); "
-            "moments of numbers by scenario count such a row 1 / share times. Not known: all were kept"
+            "moments of numbers by scenario count such a row 1 / share times, and serving's probabilities are those of all rows. "
+            "Not known: all were kept"
         ),
     ] = {}
 

@@ -75,3 +75,16 @@ def test_each_kind_answers_in_its_own_form_and_null_where_the_scenario_lacks_it(
 def test_an_objective_that_is_asked_for_where_it_does_not_exist_is_null_too(service: app.Service) -> None:
     assert answer(service, "elsewhere", "click") == {"click": None}
     assert msgspec.json.encode(answer(service, "elsewhere", "power", "click")) == b'{"power":null,"click":null}'
+
+
+def test_a_reply_speaks_of_real_traffic_where_the_producer_dropped_negatives(service: app.Service) -> None:
+    shares = msgspec.structs.replace(SETTINGS.scenarios, negative_sampling={"home": 0.1})
+    sampled = msgspec.structs.replace(SETTINGS, scenarios=shares)
+    scores = scoring.Scoring(sampled)
+    other = app.Service(sampled, memory_store.MemoryStore(scores.engine.schema, lambda: 0), scores)
+    current = service.live.current
+    assert current is not None
+    other.live.swap(current, 0)
+    seen, real = (np.array(answer(one, "home")["click"], np.float64) for one in (service, other))
+    np.testing.assert_allclose(real, seen / (seen + (1 - seen) / 0.1), rtol=1e-5)
+    assert answer(other, "home")["time"] == answer(service, "home")["time"]
