@@ -1,4 +1,4 @@
-"""`thousandfold inspect`: what a model attends to, and what the split of its work between user and candidates saves."""
+"""`thousandfold inspect`: what a model attends to, what its gates let through, and what the split of its work saves."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,8 @@ from state import config as configuration
 from state import disk_snapshots, ids, snapshots, spec
 from state.config import Config, Refused
 from thousandfold import specs
-from thousandfold.bench import protocol, quality
+from thousandfold.bench import pages, protocol, quality
+from thousandfold.bench.models import gates as inspected
 
 F32 = npt.NDArray[np.float32]
 EXAMPLE = "ml1m_dupn"
@@ -100,8 +101,8 @@ def cost(config: Config, candidates: int, seed: int = 0) -> Cost:
     return Cost(less, more, float((split - unsplit).abs().max()))
 
 
-def tables(config: Config, found: F32, hashes: npt.NDArray[np.uint64]) -> Iterator[Table]:
-    """A table by kind and one by age of the actions, as far as the spec declares them."""
+def by_kind_and_age(config: Config, found: F32, hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[str, dict[str, Weight]]]:
+    """What actions weigh by kind and by age, as far as the spec declares them, each value under its name."""
     kinds = {ids.of(kind): kind for kind in config.action_kinds}
     ages = {ids.of(k): _age(k) for k in range(spec.AGE_BUCKETS)}
     named: tuple[tuple[str, Mapping[int, str]], ...] = (("kind", kinds), ("age", ages))
@@ -110,14 +111,30 @@ def tables(config: Config, found: F32, hashes: npt.NDArray[np.uint64]) -> Iterat
         for category in (c for c in config.features.categories if spec.behaviour(c) == what):
             at = columns[category.name]
             by_value = weights(found, hashes[:, at.start : at.start + at.width])
-            shown = Table(title=f"attention by {what} of the action ({len(found):,} rows)")
-            for head in (what, "actions", "share", "times the mean"):
-                shown.add_column(head, justify="left" if head == what else "right")
-            for value, name in names.items():
-                if value in by_value:
-                    w = by_value[value]
-                    shown.add_row(name, f"{w.actions:,}", f"{w.share:.1%}", f"{w.times_mean:.3f}")
-            yield shown
+            yield what, {name: by_value[value] for value, name in names.items() if value in by_value}
+
+
+def table(what: str, weighed: Mapping[str, Weight], rows: int) -> Table:
+    """One table of `by_kind_and_age`."""
+    shown = Table(title=f"attention by {what} of the action ({rows:,} rows)")
+    for head in (what, "actions", "share", "times the mean"):
+        shown.add_column(head, justify="left" if head == what else "right")
+    for name, w in weighed.items():
+        shown.add_row(name, f"{w.actions:,}", f"{w.share:.1%}", f"{w.times_mean:.3f}")
+    return shown
+
+
+def picture(weighed: Mapping[str, Mapping[str, Weight]]) -> bytes:
+    """A PNG: a panel for kinds and one for ages, a bar for how often the mean of its competition each value weighs."""
+    plt = pages.pyplot()
+    figure, axes = plt.subplots(1, len(weighed), figsize=(5 * len(weighed), 3.5), squeeze=False)
+    for axis, (what, found) in zip(axes[0], weighed.items(), strict=True):
+        axis.barh(list(found), [w.times_mean for w in found.values()])
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.invert_yaxis()
+        axis.set_title(f"attention by {what}, times the mean", fontsize=9)
+    figure.tight_layout()
+    return pages.png(figure)
 
 
 def _age(bucket: int) -> str:
@@ -129,6 +146,20 @@ def _age(bucket: int) -> str:
     return f"from {low} s"
 
 
+def _learned(config: Config, inputs: protocol.Inputs, snapshot: pathlib.Path | None) -> scorer.Scorer:
+    """The model of a snapshot, else one that learns the log first."""
+    if snapshot is not None:
+        arrays = _newest(snapshot)
+    else:
+        trainer = step.Trainer(config)
+        protocol.run(config, inputs, trainer=trainer)
+        arrays = {name: array for name, array in trainer.arrays().items() if name in trainer.serving_names}
+    try:
+        return scorer.Scorer(config, arrays)
+    except ValueError as error:
+        raise NothingToInspect(f"--snapshot {snapshot}: {error}") from None
+
+
 def _newest(directory: pathlib.Path) -> dict[str, npt.NDArray[Any]]:
     manifest = disk_snapshots.newest_intact(directory, [snapshots.SERVING])
     if manifest is None:
@@ -136,7 +167,9 @@ def _newest(directory: pathlib.Path) -> dict[str, npt.NDArray[Any]]:
     return disk_snapshots.read(directory, manifest, snapshots.SERVING)
 
 
-app = typer.Typer(help="See what a model attends to, and what its split of the work saves.", no_args_is_help=True)
+app = typer.Typer(
+    help="See what a model attends to, what its gates let through, and what its split of the work saves.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -151,23 +184,50 @@ def attention(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=100, help="only the lists of the first so many rows")] = None,
     rows: Annotated[int, typer.Option(min=1, help="newest rows of the log that are looked at")] = ROWS,
+    plot: Annotated[pathlib.Path | None, typer.Option(help="draw it into this PNG file")] = None,
 ) -> None:
     """Which of a user's last actions count: attention by kind and by age, over the newest rows of a log."""
     config = configuration.load(spec_file or specs.path(EXAMPLE))
     inputs = protocol.prepare(config, quality.open_log(config, data, actions, limit), protocol.Lag())
-    if snapshot is not None:
-        arrays = _newest(snapshot)
-    else:
-        trainer = step.Trainer(config)
-        protocol.run(config, inputs, trainer=trainer)
-        arrays = {name: array for name, array in trainer.arrays().items() if name in trainer.serving_names}
-    try:
-        model = scorer.Scorer(config, arrays)
-    except ValueError as error:
-        raise NothingToInspect(f"--snapshot {snapshot}: {error}") from None
     hashes = inputs.ids[-rows:]
-    for table in tables(config, attention_of(model, hashes, inputs.x[-rows:]), hashes):
-        Console().print(table)
+    found = attention_of(_learned(config, inputs, snapshot), hashes, inputs.x[-rows:])
+    weighed = dict(by_kind_and_age(config, found, hashes))
+    for what, values in weighed.items():
+        Console().print(table(what, values, len(found)))
+    if plot is not None:
+        plot.write_bytes(picture(weighed))
+
+
+@app.command()
+def gates(
+    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
+    spec_file: Annotated[
+        pathlib.Path | None, typer.Option("--spec", help="the configuration; without it that of MovieLens-1M")
+    ] = None,
+    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
+    snapshot: Annotated[
+        pathlib.Path | None, typer.Option(help="folder of snapshots; without it the log is learned first, in order of time")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=100, help="only the lists of the first so many rows")] = None,
+    plot: Annotated[pathlib.Path | None, typer.Option(help="draw the gates into this PNG file")] = None,
+) -> None:
+    """How much each scenario takes of what is shared and of what is its own: the mean of every gate over its newest rows."""
+    config = configuration.load(spec_file or specs.path("ml1m"))
+    inputs = protocol.prepare(config, quality.open_log(config, data, actions, limit), protocol.Lag())
+    found = inspected.values(_learned(config, inputs, snapshot).inspect, inputs)
+    if not found:
+        raise NothingToInspect(f'model "{config.model.name}" has no gates; docs/models.md says under `inspect` which models have')
+    scenarios = [inputs.scenarios[code] for code in np.unique(inputs.scenario).tolist()]
+    shown = Table(
+        title=f"{config.model.name}: gates over the newest rows of a scenario, of more than {inspected.FEW} mean and spread"
+    )
+    for head in ("gate", *scenarios):
+        shown.add_column(head, justify="left" if head == "gate" else "right")
+    for gate, values in found.items():
+        shown.add_row(gate, *map(inspected.shown, values))
+    Console().print(shown)
+    if plot is not None:
+        plot.write_bytes(inspected.picture(config.model.name, found, scenarios))
 
 
 @app.command()

@@ -449,13 +449,13 @@ def test_gates_are_averaged_over_the_rows_of_each_scenario() -> None:
     plan = planned("P")
     trainer = step.Trainer(CONFIG)
     protocols.run(CONFIG, plan, trainer)
-    found = gates.values(trainer, plan.inputs)
+    found = gates.values(gates.of_trainer(trainer), plan.inputs)
     assert found
     for values in found.values():
         assert values.shape[0] == 2
         assert np.isfinite(values).all()
     plain = step.Trainer(zoo.single(CONFIG))
-    assert gates.values(plain, plan.inputs) == {}
+    assert gates.values(gates.of_trainer(plain), plan.inputs) == {}
 
 
 def frame() -> pl.DataFrame:

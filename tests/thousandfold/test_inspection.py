@@ -65,8 +65,10 @@ def test_weights_are_shares_of_attention_and_times_the_mean_of_the_competition()
 
 def test_attention_by_kind_and_age_is_printed_after_learning_the_log(files: tuple[pathlib.Path, pathlib.Path]) -> None:
     file, log = files
-    ran = run("attention", "--data", log, "--spec", file, "--rows", 100)
+    drawn = file.with_suffix(".png")
+    ran = run("attention", "--data", log, "--spec", file, "--rows", 100, "--plot", drawn)
     assert ran.exit_code == 0, ran.output + str(ran.exception)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
     assert "attention by kind of the action (100 rows)" in ran.output
     line = next(line for line in ran.output.splitlines() if "click" in line)
     assert "100.0%" in line
@@ -87,6 +89,20 @@ def test_attention_is_read_from_a_snapshot(files: tuple[pathlib.Path, pathlib.Pa
     assert ran.exit_code == 0, ran.output + str(ran.exception)
     missing = run("attention", "--data", log, "--spec", file, "--snapshot", tmp_path / "nowhere")
     assert "no intact snapshot" in str(missing.exception)
+
+
+def test_gates_are_printed_and_drawn_by_scenario(files: tuple[pathlib.Path, pathlib.Path]) -> None:
+    file, log = files
+    file.write_text(SPEC.format(model="pepnet"))
+    drawn = file.with_suffix(".png")
+    ran = run("gates", "--data", log, "--spec", file, "--plot", drawn)
+    assert ran.exit_code == 0, ran.output + str(ran.exception)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    heads, *lines = [line for line in ran.output.splitlines() if "┃" in line or "│" in line]
+    assert heads.split()[1::2] == ["gate", "s"]
+    assert len(lines) > 1
+    file.write_text(SPEC.format(model="shared_bottom"))
+    assert "has no gates" in str(run("gates", "--data", log, "--spec", file).exception)
 
 
 def test_a_model_without_attention_is_refused_with_what_to_use(files: tuple[pathlib.Path, pathlib.Path]) -> None:

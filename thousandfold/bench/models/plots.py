@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from thousandfold.bench import figures, grids, pages, quality
+from thousandfold.bench.models import gates as inspected
 from thousandfold.bench.models import study as studies
 from thousandfold.bench.models import tables, zoo
 
@@ -74,17 +75,9 @@ def seesaw(study: studies.Study, reference: str) -> bytes:
 
 def gates(study: studies.Study, name: str) -> bytes:
     """The values of every gate of one model, scenarios by units."""
-    plt, found = pages.pyplot(), study.results[name].gates
     names = dict(zip(study.codes, study.scenarios, strict=True))
     order = [names.get(code, "other") for code in np.unique(study.plan.inputs.scenario).tolist()]
-    figure, axes = plt.subplots(len(found), 1, figsize=(10, 0.7 + len(found) * (0.8 + 0.25 * len(order))), squeeze=False)
-    for axis, (gate, values) in zip(axes[:, 0], found.items(), strict=True):
-        drawn = axis.imshow(values, cmap="viridis", aspect="auto")
-        axis.set_yticks(range(len(order)), order)
-        axis.set_title(f"{name}: {gate}", fontsize=9)
-        figure.colorbar(drawn, ax=axis)
-    figure.tight_layout()
-    return pages.png(figure)
+    return inspected.picture(name, study.results[name].gates, order)
 
 
 def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies.Study], rows: grids.Grid) -> pathlib.Path:

@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from thousandfold.bench import report
 from thousandfold.bench.grids import Grid, number
 from thousandfold.bench.models import bars, seesaw, zoo
+from thousandfold.bench.models import gates as inspected
 from thousandfold.bench.models import study as studies
 
-FEW = 6
 REFERENCES = {
     zoo.ALONE: "each scenario's network on its own rows",
     zoo.SOLO: "a network of each scenario and objective on its own rows and labels",
@@ -73,14 +72,10 @@ def gates(study: studies.Study) -> Grid | None:
     rows = []
     for model, r in study.results.items():
         for gate, values in r.gates.items():
-            shown = {name: _gate(v) for name, v in zip(order, values, strict=True) if name}
+            shown = {name: inspected.shown(v) for name, v in zip(order, values, strict=True) if name}
             rows.append([f"{model}: {gate}", *(shown[s] for s in study.scenarios)])
-    title = f"{study.label}: gates over the newest rows of a scenario: their values, of more than {FEW} mean and spread"
+    title = f"{study.label}: gates over the newest rows of a scenario: their values, of more than {inspected.FEW} mean and spread"
     return Grid(title, ["gate", *study.scenarios], rows) if rows else None
-
-
-def _gate(values: npt.NDArray[np.float32]) -> str:
-    return " ".join(f"{v:.2f}" for v in values) if len(values) <= FEW else f"{values.mean():.3f} ± {values.std():.3f}"
 
 
 def verdicts(rows: list[report.Row]) -> Grid:

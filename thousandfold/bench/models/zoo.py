@@ -143,7 +143,7 @@ class Bench:
         arrays = trainer.arrays()
         numbers = trainer.dense.size + arrays["table"].size
         memory = sum(a.nbytes for a in arrays.values()) / 1e6
-        return Result([prediction], seconds, int(numbers), memory, gates.values(trainer, planned.inputs))
+        return Result([prediction], seconds, int(numbers), memory, gates.values(gates.of_trainer(trainer), planned.inputs))
 
     def _objectives(self, config: configuration.Config, name: str) -> Result:
         d = self.plan.inputs
