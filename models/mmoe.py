@@ -40,8 +40,8 @@ class MMoE(parts.Network):
         return self.head.meta(parameters, side_by_side.mixture(self._shares(parameters, x, inputs), found), inputs)
 
     def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
-        """The trunk without autograd, where native kernels may replace torch's threads."""
-        if not side_by_side.usable(*parameters.values()):
+        """The trunk without autograd, where native kernels may replace torch's threads and objectives share their tower."""
+        if self.head.apart or not side_by_side.usable(*parameters.values()):
             return None
         return mmoe_torch.Trunk(self.geometry, self.head.wide, self.depth, parameters, gradient)
 

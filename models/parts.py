@@ -5,6 +5,8 @@ experts or objectives. A scenario's own weights are a change of the shared ones 
 scenario's rows have earned it (`models.scenario_slots`); slot 0, nobody's, stays at zero.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn.functional import embedding
 
@@ -132,6 +134,41 @@ class Network:
         return None
 
 
+class ObjectiveLayers:
+    """Hidden layers that each objective has for itself, as a change of the shared one that starts at nothing.
+
+    A tower per objective, as MMoE (Ma et al. 2018, section 4), PLE and PEPNet's PPNet have it, on `model.objective_towers`; with
+    one objective, or without the setting, there are none.
+    """
+
+    def __init__(self, settings: config.Config, layers: Mapping[str, tuple[int, int]]) -> None:
+        """`layers` by name: inputs and outputs."""
+        self.objectives = base.geometry(settings).objectives
+        self.layers = dict(layers) if settings.model.objective_towers and self.objectives > 1 else {}
+
+    def __bool__(self) -> bool:
+        """Whether objectives have layers of their own."""
+        return bool(self.layers)
+
+    def shapes(self) -> base.Shapes:
+        """Weights (O, in, out) and biases (O, out) of every layer."""
+        found: base.Shapes = {}
+        for name, (inputs, outputs) in self.layers.items():
+            found[f"objective.{name}.weight"] = (self.objectives, inputs, outputs)
+            found[f"objective.{name}.bias"] = (self.objectives, outputs)
+        return found
+
+    def start(self, views: dict[str, torch.Tensor]) -> None:
+        """Change nothing."""
+        for name in self.shapes():
+            views[name].zero_()
+
+    def change(self, parameters: base.Parameters, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """What comes to the layer's output (n, O, out) before it is rectified, for its input (n, O, in)."""
+        weight, bias = parameters[f"objective.{name}.weight"], parameters[f"objective.{name}.bias"]
+        return torch.baddbmm(bias.unsqueeze(1), hidden.transpose(0, 1), weight).transpose(0, 1)
+
+
 class Head:
     """The end that every network shares: the tower, what each scenario owns of it, and the wide part.
 
@@ -146,6 +183,7 @@ class Head:
         self.wide = wide.plan(settings)
         self.own, self.star, self.width, self.hidden = own, star, settings.model.hidden[-1], hidden
         self.slots = settings.scenarios.slots + 1
+        self.apart = ObjectiveLayers(settings, {"tower": (hidden, self.width)})
 
     def shapes(self) -> base.Shapes:
         """Shared, then own, then wide parameters."""
@@ -159,7 +197,7 @@ class Head:
                 "own.output.weight": (self.slots, objectives, self.width),
                 "own.output.bias": (self.slots, objectives),
             }
-        return found | wide.shapes(self.wide)
+        return found | self.apart.shapes() | wide.shapes(self.wide)
 
     def start(self, views: dict[str, torch.Tensor]) -> None:
         """Set drawn parameters to what they start from: own ones change nothing."""
@@ -167,6 +205,7 @@ class Head:
         for name, view in views.items():
             if name.startswith("own."):
                 view.zero_()
+        self.apart.start(views)
         wide.start(views)
 
     def meta(self, parameters: base.Parameters, hidden: torch.Tensor, inputs: base.Inputs) -> base.MetaInput:
@@ -175,18 +214,21 @@ class Head:
         offset = wide.logits(parameters, inputs.x, self.wide)
         if not self.own:
             nothing = hidden.new_zeros(rows, objectives, 1)
-            return base.MetaInput(hidden, nothing + 1, offset, nothing)
+            shift = self.apart.change(parameters, "tower", hidden) if self.apart else nothing
+            return base.MetaInput(hidden, nothing + 1, offset, shift)
         earned, slot = inputs.earned.view(-1, 1, 1), inputs.slot
         each = (slot.unsqueeze(1) * objectives + torch.arange(objectives)).view(-1)
         weight = parameters["own.tower.weight"]
         weight = weight * parameters["tower.weight"] if self.star else weight
         bias = parameters["own.tower.bias"].view(-1, self.width)
         share = inputs.earned.unsqueeze(1).expand(-1, objectives).reshape(-1)
-        change = slot_layer(hidden.reshape(rows * objectives, -1), weight, bias, each, share)
+        change = slot_layer(hidden.reshape(rows * objectives, -1), weight, bias, each, share).view(rows, objectives, -1)
+        if self.apart:
+            change = change + self.apart.change(parameters, "tower", hidden)
         gain = embedding(slot, parameters["own.output.weight"].view(self.slots, -1)).view(rows, objectives, -1)
         return base.MetaInput(
             hidden,
             1 + earned * gain,
             offset + earned.squeeze(-1) * embedding(slot, parameters["own.output.bias"]),
-            change.view(rows, objectives, -1),
+            change,
         )

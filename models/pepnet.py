@@ -2,15 +2,15 @@
 
 EPNet scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet
 scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One tower is
-shared by all scenarios and its hidden weights by all objectives; each objective has gates and an output of its own. Beside
-the tower stands the wide part (`models.wide`).
+shared by all scenarios; each objective has gates and an output of its own, and with `model.objective_towers` hidden weights as
+well, as a change of the shared ones (`models.parts.ObjectiveLayers`). Beside the tower stands the wide part (`models.wide`).
 """
 
 import itertools
 
 import torch
 
-from models import base, pepnet_native, pepnet_torch, wide
+from models import base, parts, pepnet_native, pepnet_torch, wide
 from state import config
 
 
@@ -26,6 +26,10 @@ class PEPNet:
         self.personal = [self.geometry.span(n) for n in self.model.personal_features if n in self.geometry.categories]
         self.inputs = self.geometry.dense
         self.wide = wide.plan(settings)
+        names = [*(f"hidden{i}" for i in range(len(self.model.hidden) - 1)), "tower"]
+        self.apart = parts.ObjectiveLayers(
+            settings, dict(zip(names, itertools.pairwise((self.inputs, *self.model.hidden)), strict=True))
+        )
         self.shapes = self._shapes()
 
     def _shapes(self) -> base.Shapes:
@@ -48,13 +52,14 @@ class PEPNet:
         shapes |= _layer("tower", widths[-2], widths[-1])
         shapes["output.weight"] = (objectives, widths[-1])
         shapes["output.bias"] = (objectives,)
-        return shapes | wide.shapes(self.wide)
+        return shapes | self.apart.shapes() | wide.shapes(self.wide)
 
     def initial(self, seed: int) -> torch.Tensor:
         """Fan-in normal weights, zero biases; the output starts at the size that a fan-in of the last layer gives."""
         flat = base.fan_in_normal(self.shapes, seed)
         views = base.views(flat, self.shapes)
         views["output.weight"].mul_((self.objectives / self.model.hidden[-1]) ** 0.5)
+        self.apart.start(views)
         wide.start(views)
         return flat
 
@@ -79,11 +84,13 @@ class PEPNet:
 
     def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
         """The trunk in torch's operations without autograd, for the usual configuration."""
-        return pepnet_torch.Trunk(self.settings, parameters, gradient) if pepnet_native.covers(self.settings) else None
+        covered = not self.apart and pepnet_native.covers(self.settings)
+        return pepnet_torch.Trunk(self.settings, parameters, gradient) if covered else None
 
     def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:
         """The hand-written form, for the usual configuration."""
-        return pepnet_native.Network(self.settings, self.shapes, flat) if pepnet_native.covers(self.settings) else None
+        covered = not self.apart and pepnet_native.covers(self.settings)
+        return pepnet_native.Network(self.settings, self.shapes, flat) if covered else None
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """Everything up to the last hidden layer's input, that layer's gates, and the wide part as the logit's offset."""
@@ -94,11 +101,13 @@ class PEPNet:
         hidden = entry.unsqueeze(1).expand(-1, self.objectives, -1)
         for i in range(len(self.model.hidden) - 1):
             weight, bias = parameters[f"hidden{i}.weight"], parameters[f"hidden{i}.bias"]
-            if i == 0:
-                hidden = torch.relu(torch.addmm(bias, entry, weight)).unsqueeze(1) * gates[i]
-            else:
-                hidden = torch.relu(hidden @ weight + bias) * gates[i]
-        return base.MetaInput(hidden, gates[-1], wide.logits(parameters, x, self.wide), x.new_zeros(len(x), self.objectives, 1))
+            shared = torch.addmm(bias, entry, weight).unsqueeze(1) if i == 0 else hidden @ weight + bias
+            if self.apart:
+                shared = shared + self.apart.change(parameters, f"hidden{i}", hidden)
+            hidden = torch.relu(shared) * gates[i]
+        offset = wide.logits(parameters, x, self.wide)
+        shift = self.apart.change(parameters, "tower", hidden) if self.apart else x.new_zeros(len(x), self.objectives, 1)
+        return base.MetaInput(hidden, gates[-1], offset, shift)
 
     def _epnet(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         if not self.model.use_epnet:

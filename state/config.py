@@ -231,6 +231,13 @@ class Model(spec.Section, frozen=True):
     own_towers: Annotated[
         bool, Meta(description="scenarios have towers of their own, as changes of the shared one that their rows have to earn")
     ] = True
+    objective_towers: Annotated[
+        bool,
+        Meta(
+            description="with several objectives: each has hidden layers of its own in the tower, as a change of the shared ones "
+            "that starts at nothing; not in the native or the written form, so slower"
+        ),
+    ] = False
     experts: Annotated[int, Meta(ge=1, le=64, description="experts that all scenarios share (mmoe, trs; ple: at each level)")] = 4
     own_experts: Annotated[
         int,
