@@ -174,6 +174,8 @@ class Trainer:
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
         codes = self.modes.codes(batch.scenario)
         found = supports.of(self.settings.meta, batch, codes)
+        if learn:
+            codes = modes.learning(self.settings.meta, codes, found.taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
         inputs = np.empty((len(rows) + len(found.extra), self.table.row), np.float32)
         self._gather(rows, x, slot, inputs[: len(rows)], learn)
         if len(found.extra):

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from state import config, ids
 
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 Mode = Literal["off", "on", "fine_tune_only", "auto"]
 NAMES: tuple[Mode, ...] = get_args(Mode)
 OFF, ON, FINE_TUNE_ONLY, AUTO = range(4)
@@ -93,3 +95,18 @@ class Modes:
         self.default = int(arrays["meta.default"][0])
         self.own = dict(zip(arrays["meta.scenarios"].tolist(), arrays["meta.modes"].tolist(), strict=True))
         self.granted = set(arrays["meta.granted"].tolist()) if "meta.granted" in arrays else set()
+
+
+def learning(settings: config.MetaLearning, codes: I64, taken: I64, first: U64) -> I64:
+    """The codes (L,) of lists as far as they meta-learn: those of `Modes.codes`, with lists left out that the settings leave out.
+
+    `taken` (L,) support rows that a list is adapted on, `first` (L, F) ids of its first row, by which tasks are sampled: the same
+    list is always or never sampled. What is left out adds to the original loss only, and is adapted for scoring all the same.
+    """
+    out = codes
+    if settings.unadapted == "original":
+        out = np.where((out == ON) & (taken == 0), FINE_TUNE_ONLY, out)
+    if settings.task_share < 1:
+        drawn = ids.mix(np.bitwise_xor.reduce(first, axis=1), 0) >= np.uint64(int(settings.task_share * 2**64))
+        out = np.where((out == ON) & drawn, FINE_TUNE_ONLY, out)
+    return out

@@ -357,6 +357,17 @@ class MetaLearning(spec.Section, frozen=True):
     context: Annotated[int, Meta(ge=1, le=256, description="numbers of a task's context vector (cavia)")] = 8
     rank: Annotated[int, Meta(ge=1, le=64, description="columns of the learned update's maps (learned_update)")] = 4
     min_support: Annotated[int, Meta(ge=1, description="tasks with fewer rows are not adapted")] = 1
+    unadapted: Annotated[
+        Literal["meta", "original"],
+        Meta(
+            description="lists whose task has too few rows to be adapted: add to both losses, by the plain tower, so that "
+            "users without history do not lose; or to the original loss only"
+        ),
+    ] = "meta"
+    task_share: Annotated[
+        float,
+        Meta(gt=0, le=1, description="share of the lists that meta-learn, by hash; the others add to the original loss only"),
+    ] = 1.0
     support_rows: Annotated[
         int, Meta(ge=1, le=1024, description="newest support rows that an adaptation uses, in training and serving alike")
     ] = 16
