@@ -3,6 +3,7 @@ import itertools
 import pathlib
 
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -191,6 +192,35 @@ def test_the_command_chooses_writes_reads_and_reports(tmp_path: pathlib.Path) ->
     found = {r.id: r for r in report.read(tmp_path / "r.json").rows}
     assert {"auc/small/off", "over_none_auc/small/bias", "over_none_gauc/small/bias_tuning/support/0"} <= set(found)
     assert found["over_none_auc/small/bias"].target is None
+
+
+def test_an_objective_of_one_scenario_is_measured_where_it_exists(tmp_path: pathlib.Path) -> None:
+    declared = '[[objectives]]\nname = "click"\naction = "click"\nscenarios = ["home"]\n'
+    declared += '[[objectives]]\nname = "save"\naction = "save"\n[scenarios]\nknown = ["home", "away"]\n'
+    (tmp_path / "small.toml").write_text(declared + SPEC)
+    random, rows = np.random.default_rng(1), 1_600
+    table = pl.DataFrame(
+        {
+            "time": np.arange(rows) * 1_000, "request": np.arange(rows), "user": random.integers(0, 30, rows),
+            "item": random.integers(0, 20, rows), "scenario": ["home", "away"] * (rows // 2),
+            "click": [int(random.random() < 0.4) if k % 2 == 0 else None for k in range(rows)],
+            "save": (random.random(rows) < 0.4).astype(int),
+        }
+    )  # fmt: skip
+    table.write_parquet(tmp_path / "log.parquet")
+    options = ["--data", str(tmp_path / "log.parquet"), "--spec", str(tmp_path / "small.toml"), "--algorithms", "bias"]
+    result = CliRunner().invoke(meta.app, [*options, "--seeds", "1", "--report", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    found = {r.id: r.value for r in report.read(tmp_path / "r.json").rows}
+    assert found["over_none_auc/small/bias/scenario/home"] is not None
+    assert found["over_none_auc/small/bias_tuning"] == found["over_none_auc/small/bias_tuning/scenario/home"] != 0
+    assert not any(name.startswith("over_none_auc/small/bias/scenario/away") for name in found)
+    chosen = CliRunner().invoke(meta.app, [*options, "--choose", "--keys", "support_rows"])
+    assert chosen.exit_code == 0, chosen.output
+    assert "nan" not in chosen.output
+    (tmp_path / "small.toml").write_text(declared.replace('scenarios = ["home"]', 'kind = "ranking"') + SPEC)
+    refused = CliRunner().invoke(meta.app, options)
+    assert '"click" is ranking; bench meta compares binary objectives' in str(refused.exception)
 
 
 def test_settings_that_cannot_be_read_say_how_to_write_them(tmp_path: pathlib.Path) -> None:

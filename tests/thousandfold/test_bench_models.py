@@ -383,6 +383,26 @@ def test_an_objective_that_a_scenario_does_not_have_is_neither_learned_nor_judge
     assert not any("small" in notice and "save" in notice for notice in found[0].notices)
 
 
+def test_the_command_measures_an_objective_where_it_exists_and_asks_for_no_label_elsewhere(tmp_path: pathlib.Path) -> None:
+    spec = SPEC.replace('action = "save"', 'action = "save"\nscenarios = ["home"]')
+    elsewhere, save = pl.when(pl.col("scenario") == "small"), pl.col("save")
+    null, seven = (frame().head(800).with_columns(elsewhere.then(v).otherwise(save).alias("save")) for v in (None, 7))
+    result = invoke(tmp_path, "--references", "", "--report", str(tmp_path / "r.json"), table=null, spec=spec)
+    assert result.exit_code == 0, result.output
+    found = {r.id: r.value for r in report.read(tmp_path / "r.json").rows}
+    assert found["P/auc/pepnet/home/save"] is not None
+    assert found["P/auc/pepnet/small/click"] is not None
+    assert found["P/auc/pepnet/small/save"] is None
+    config = configuration.parse(spec)
+    of_null = logs.read(config, tmp_path / "log.parquet")
+    seven.write_parquet(tmp_path / "log.parquet")
+    of_seven = logs.read(config, tmp_path / "log.parquet")
+    assert np.array_equal(of_null.label, of_seven.label, equal_nan=True)
+    assert np.array_equal(of_null.actions.kind, of_seven.actions.kind)
+    refused = invoke(tmp_path, table=null, spec=SPEC)
+    assert 'column "save" holds None; a label is 0 or 1' in str(refused.exception)
+
+
 def test_an_objective_of_another_kind_is_refused() -> None:
     config = configuration.parse(SPEC.replace('action = "save"', 'action = "save"\nkind = "ranking"'))
     with pytest.raises(logs.LogError, match='objective "save" is a ranking; bench models measures binary objectives only'):

@@ -89,6 +89,8 @@ def _tuned(start: I64, known: I64, task: I32, label: F32, logit: F64, rate: floa
         while learned < known[i]:
             t = task[learned]
             for r in range(start[learned], start[learned + 1]):
+                if np.isnan(label[r]):
+                    continue
                 bias[t] += rate * (label[r] - 1.0 / (1.0 + np.exp(-(logit[r] + bias[t]))))
             learned += 1
         for r in range(start[i], start[i + 1]):
@@ -98,7 +100,7 @@ def _tuned(start: I64, known: I64, task: I32, label: F32, logit: F64, rate: floa
 def bias_tuning(inputs: Inputs, objective: int, unadapted: F32, rate: float) -> F32:
     """The shared model with one bias per task, adapted by SGD on the logloss: the least that meta-learning must beat. (R,)
 
-    `unadapted` (R,) are the shared model's probabilities.
+    `unadapted` (R,) are the shared model's probabilities. Rows without a label teach nothing.
     """
     p = np.clip(unadapted.astype(np.float64), 1e-7, 1 - 1e-7)
     tasks, out = _codes(inputs.task), np.empty(inputs.rows, np.float32)

@@ -133,23 +133,29 @@ def _block_label(objective: configuration.Objective, world: blocks.World, found:
 def _existing(config: configuration.Config, lists: events.Lists, label: F32) -> F32:
     """Labels (R, O), NaN in scenarios that do not have the objective."""
     for o, objective in enumerate(config.objectives):
-        if objective.scenarios:
-            own = np.array([ids.of(name) for name in objective.scenarios], np.uint64)
-            label[np.repeat(~np.isin(lists.scenario, own), lists.n_items), o] = np.nan
+        label[np.repeat(~_there(objective, lists.scenario), lists.n_items), o] = np.nan
     return label
 
 
-def binary_only(config: configuration.Config, what: str) -> None:
-    """Refuse objectives that `what` cannot measure.
+def _there(objective: configuration.Objective, scenario: U64) -> npt.NDArray[np.bool_]:
+    """Which of the scenarios (n,) have the objective."""
+    if not objective.scenarios:
+        return np.ones(len(scenario), bool)
+    return np.isin(scenario, np.array([ids.of(name) for name in objective.scenarios], np.uint64))
+
+
+def binary_only(config: configuration.Config, what: str, *, everywhere: bool = True) -> None:
+    """Refuse objectives that `what` cannot measure; without `everywhere` it can measure those of single scenarios.
 
     Raises:
         LogError: an objective is not binary, or exists in some scenarios only.
     """
     for o in config.objectives:
-        if o.kind != "binary" or o.scenarios:
+        if o.kind != "binary" or (everywhere and o.scenarios):
             which = f"is {o.kind}" if o.kind != "binary" else "exists in some scenarios only"
+            kinds = "binary objectives of every scenario" if everywhere else "binary objectives"
             raise LogError(
-                f'objectives: "{o.name}" {which}; {what} compares binary objectives of every scenario. The figures of every kind '
+                f'objectives: "{o.name}" {which}; {what} compares {kinds}. The figures of every kind '
                 "are those of the learner: use thousandfold replay, or thousandfold transfer"
             )
 
@@ -313,20 +319,22 @@ def _lists_of(table: pl.DataFrame, file: pathlib.Path) -> _PerList:
 
 
 def _labels(config: configuration.Config, table: pl.DataFrame, file: pathlib.Path) -> F32:
-    columns = []
+    """Labels (R, O) as they stand in the file; what it says where a scenario does not have the objective is not looked at."""
+    columns, scenario = [], _unique(table["scenario"])
     for objective in config.objectives:
         _need(table, file, (objective.name,), f'objective "{objective.name}" needs its label there, {FORMS[objective.kind]}')
         series = table[objective.name]
         if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
             raise LogError(f'{file}: column "{objective.name}" is {series.dtype}; a label is {FORMS[objective.kind]}')
-        label = series.cast(pl.Float32).to_numpy()
-        problem = episodes.problem_of(label, objective) if objective.kind != "binary" else ""
+        label, there = series.cast(pl.Float32).to_numpy(), _there(objective, scenario)
+        told = label[there]
+        problem = episodes.problem_of(told, objective) if objective.kind != "binary" else ""
         if problem:
             raise LogError(f'{file}: column "{objective.name}" holds {problem}; a label is {FORMS[objective.kind]}')
-        if objective.kind == "binary" and not np.isin(label, (0, 1)).all():
-            bad = next(v for v in series.to_list() if v not in {0, 1})
+        if objective.kind == "binary" and not np.isin(told, (0, 1)).all():
+            bad = next(v for v in series.filter(pl.Series(there)).to_list() if v not in {0, 1})
             raise LogError(f'{file}: column "{objective.name}" holds {bad!r}; a label is 0 or 1 and never null or NaN')
-        known = label[~np.isnan(label)]
+        known = told[~np.isnan(told)]
         if not len(known) or known.min() == known.max():
             said = f"all are {known[0]:g}" if len(known) else "all are null"
             raise LogError(f'{file}: objective "{objective.name}" has no labels to tell apart: {said}')

@@ -52,7 +52,7 @@ def choose(
     unknown = [key for key in keys if key not in GRID]
     if unknown:
         raise configuration.ConfigError(f"no setting {', '.join(unknown)} is searched; there are {', '.join(GRID)}")
-    counted = np.arange(part.rows) >= part.rows // 2
+    counted = (np.arange(part.rows) >= part.rows // 2) & np.isfinite(part.label[:, 0])
     label, group = part.label[counted, 0], part.group[counted]
 
     def judge(what: str, score: gains.F32) -> float:

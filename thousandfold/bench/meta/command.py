@@ -51,8 +51,13 @@ class Source(NamedTuple):
     lag: protocol.Lag
 
     def read(self, config: configuration.Config) -> logs.Log:
-        """The log, for one configuration."""
-        return quality.open_log(config, self.data, None, self.limit)
+        """The log, for one configuration, whose objectives may be of single scenarios.
+
+        Raises:
+            LogError: an objective is not binary, or the file cannot be measured.
+        """
+        logs.binary_only(config, "bench meta", everywhere=False)
+        return quality.open_log(config, self.data, None, self.limit, what="")
 
     def prepare(self, config: configuration.Config, log: logs.Log, tell: protocol.Tell) -> protocol.Inputs:
         """What models read."""

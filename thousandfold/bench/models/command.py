@@ -33,16 +33,18 @@ def open_log(
 ) -> logs.Log:
     """Like `quality.open_log`, with the simulated seesaws as "simulate" and "simulate7" and the small Open Bandit Data as "obd".
 
+    Objectives may be of single scenarios; of other kinds than binary are refused before, by `protocols.settings_of`.
+
     Raises:
         LogError: the file cannot be measured.
         DataError: the data set cannot be had.
     """
     if data == "obd":
-        return quality.open_log(config, str(obd.load(say=say)), actions, limit, say)
+        return quality.open_log(config, str(obd.load(say=say)), actions, limit, say, what="")
     if data not in WORLDS:
         if data != "ml1m" and not pathlib.Path(data).is_file():
             raise logs.LogError(f"--data {data}: no such file; give {', '.join(OWN)} or a Parquet file")
-        return quality.open_log(config, data, actions, limit, say)
+        return quality.open_log(config, data, actions, limit, say, what="")
     made, rows = simulator.Simulator(WORLDS[data]), limit or SIMULATED_ROWS
     found, held = [], 0
     for block in made.events():
