@@ -35,6 +35,7 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
     for part in config.quality.group:
         if part not in {"user", "item", "scenario", "request"} | categories:
             found.append(("quality.group", f'"{part}" is none of "user", "item", "scenario", "request" nor a declared category'))
+    found += _unpaired(config)
     columns = categories | set(spec.number_names(config.features))
     for key, wanted, allowed in (
         ("model.scenario_features", config.model.scenario_features, columns),
@@ -61,6 +62,21 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
     return found
+
+
+def _unpaired(config: "Config") -> list[tuple[str, str]]:
+    """Rankings whose lists a task key would cut: rows of one list go to partitions of their own and are never compared."""
+    source = {c.name: c.source for c in config.features.categories}
+    cuts = [p for p in config.task.key if p == "item" or source.get(p, "").startswith(("item", "position"))]
+    ranked = [o.name for o in config.objectives if o.kind == "ranking"]
+    if not cuts or not ranked:
+        return []
+    parts, names = (", ".join(f'"{x}"' for x in own) for own in (cuts, ranked))
+    problem = (
+        f"{parts} differs within a shown list and cuts it, so that ranking ({names}) has nothing to compare and would not learn; "
+        'name tasks after the user, the scenario or the context, or give the objective another kind, such as "binary"'
+    )
+    return [("task.key", problem)]
 
 
 def _unexplorable(config: "Config") -> list[tuple[str, str]]:

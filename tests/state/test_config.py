@@ -98,6 +98,39 @@ def test_a_missing_file_says_how_to_name_one(tmp_path: pathlib.Path) -> None:
         configuration.load(tmp_path / "nowhere.toml")
 
 
+RANKED = """
+[task]
+key = {key}
+[[objectives]]
+name = "order"
+action = "click"
+kind = "{kind}"
+[features]
+categories = [
+  {{ name = "user", source = "user_id" }},
+  {{ name = "scenario", source = "scenario" }},
+  {{ name = "item", source = "item_id" }},
+  {{ name = "film", source = "item_id" }},
+  {{ name = "genre", source = "item.genre", max_values = 3 }},
+  {{ name = "place", source = "position" }},
+  {{ name = "country", source = "user.country" }},
+  {{ name = "query", source = "context.query" }},
+]
+"""
+
+
+@pytest.mark.parametrize("key", [["item"], ["film"], ["genre"], ["place"], ["user", "genre"]])
+def test_a_ranking_is_refused_where_tasks_would_cut_its_lists(key: list[str]) -> None:
+    with pytest.raises(configuration.ConfigError, match=r'task.key: "\w+" differs within .*ranking \("order"\) has nothing to'):
+        configuration.parse(RANKED.format(key=key, kind="ranking"))
+    assert configuration.parse(RANKED.format(key=key, kind="binary")).task.key == tuple(key)
+
+
+def test_a_ranking_goes_with_tasks_that_keep_lists_whole() -> None:
+    key = ["user", "country", "query"]
+    assert configuration.parse(RANKED.format(key=key, kind="ranking")).task.key == tuple(key)
+
+
 def test_kinds_of_action_are_those_of_the_objectives_first_and_each_once() -> None:
     text = (
         "[actions]\nother = ['view', 'click']\n[[objectives]]\nname='a'\naction='click'\n[[objectives]]\nname='b'\naction='click'"
