@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from state import config as configuration
 from state import events, features, ids, records, stores
-from streams import enriched, event_time, partitions
+from streams import enriched, event_time, partitions, presence
 
 I64 = npt.NDArray[np.int64]
 QUIET_MS = 100
@@ -73,7 +73,7 @@ class Enrich:
 
     def __init__(self, config: configuration.Config, capacity: int = 1 << 20) -> None:
         self.engine = features.Engine(config, capacity)
-        self.counts = Counts()
+        self.counts, self.presence = Counts(), presence.Presence(config.features)
         self._decoder, self._ids = records.decoder(config), ids.Ids()
         self._topics = config.topics.impressions, config.topics.clicks
         self._idle_ms, self._lateness_ms = round(config.join.idle_timeout_s * 1000), round(config.join.lateness_s * 1000)
@@ -305,6 +305,7 @@ class Enrich:
         self._tokens += [taken.token for taken in batch.inputs]
         for at, offset in batch.counted.items():
             _raise_to(self._finished, at, offset)
+        self._see(batch.lists, duplicates)
         self.counts.lists += int((~duplicates).sum())
         self.counts.items += int(batch.lists.n_items[~duplicates].sum())
         self.counts.duplicates += int(duplicates.sum())
@@ -317,6 +318,14 @@ class Enrich:
             out += self._packer.messages(batch, held, partition, shown, acted, x, watermark)
             held.sent_ms, held.quiet_ms = watermark, now_ms
         return out
+
+    def _see(self, lists: features.Lists, duplicates: npt.NDArray[np.bool_]) -> None:
+        """Count which sources the rows carried that are sent on."""
+        if duplicates.any():
+            fresh = np.repeat(~duplicates, lists.n_items)
+            self.presence.add(lists.ids[fresh], lists.numbers[fresh])
+        else:
+            self.presence.add(lists.ids, lists.numbers)
 
     def take(self) -> Counting:
         """Drain what the store lacks; see the head of this file for when. One count at a time: `merged` before the next."""

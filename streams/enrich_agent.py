@@ -9,6 +9,7 @@ knows the partition's event time and goes on moving the watermark of one that fe
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from state import features, stores
 from streams import enrich, faust_stage
 
+log = logging.getLogger("thousandfold.streams")
 LOOKAHEAD = 4
 """Groups whose reads may be under way while another one runs."""
 
@@ -37,6 +39,7 @@ class Enrich(faust_stage.Stage):
         self._is_counting = False
         self._counted_at = 0.0
         self._shown = dict.fromkeys(enrich.Counts.__slots__, 0)
+        self._present = dict(self.core.presence.present)
 
     async def feed_clicks(self, stream: Any) -> None:
         """Take the clicks; the core lets them wait until the lists up to their time are stamped."""
@@ -195,3 +198,16 @@ class Enrich(faust_stage.Stage):
         self._shown = counts
         self.count(lists=new["lists"], rows=new["items"], actions=new["actions"])
         self.shell.metrics.duplicates.labels(self.name).inc(new["duplicates"] + new["stale"])
+        self._show_presence()
+
+    def _show_presence(self) -> None:
+        presence = self.core.presence
+        for source, rows in presence.present.items():
+            self.shell.metrics.source_rows.labels(source).inc(rows - self._present[source])
+        self._present = dict(presence.present)
+        for source in presence.missing():
+            log.warning(
+                'none of the first %d rows carried "%s", which [features] reads: its columns are constant; compare the spelling '
+                "with what the producer sends, or remove it from the feature spec",
+                presence.rows, source,
+            )  # fmt: skip

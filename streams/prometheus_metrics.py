@@ -16,6 +16,7 @@ class Metrics:
         self.events = self._counter("events", "Events by stage and kind", "stage", "kind")
         self.dead_letters = self._counter("dead_letters", "Messages put into dead-letters", "stage", "reason")
         self.late_actions = self._counter("late_actions", "Actions outside the window of their list")
+        self.source_rows = self._counter("source_rows", "Rows that carried an attribute which the feature spec reads", "source")
         self.duplicates = self._counter("duplicates", "Repeated input that was recognised", "stage")
         self.open_lists = self._gauge("open_lists", "Lists whose window has not passed", "partition")
         self.watermark = self._gauge("watermark_ms", "Event time up to which input is complete", "partition")

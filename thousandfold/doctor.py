@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from state import config as configuration
 from state import credentials, kafka_settings, kafka_topics
 from state.config import Config, Refused
-from thousandfold import brokers, stores
+from thousandfold import brokers, live, stores, top
 
 app = typer.Typer()
 
@@ -169,6 +169,18 @@ def store(
     yield _clock("store clock", skew)
 
 
+def sources(config: Config) -> Iterator[Finding]:
+    """Whether events carry what the feature spec reads, as far as stream workers on this machine know; nothing without one."""
+    samples, _ = live.scrape({name: url for name, url in top.endpoints(config, []).items() if name == "streams"})
+    rows = live.total(samples, "thousandfold_events_total", stage="enrich", kind="rows")
+    if not rows:
+        return
+    absent = live.missing(samples)
+    found = f"{', '.join(absent)}: in none of {rows:,.0f} rows" if absent else f"none is missing from all of {rows:,.0f} rows"
+    remedy = "compare the spelling in [features] with what the producer sends: the columns are constant" if absent else ""
+    yield Finding("sources", "warn" if absent else "ok", found, remedy)
+
+
 def findings(config: Config | None, *, write: bool = False) -> Iterator[Finding]:
     """Everything in order; without a configuration only what needs none."""
     import psutil  # noqa: PLC0415 only here
@@ -181,6 +193,7 @@ def findings(config: Config | None, *, write: bool = False) -> Iterator[Finding]
     if config:
         yield from broker(config, write=write)
         yield from store(config)
+        yield from sources(config)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from streams.presence import LEAST_ROWS
+
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 HTTP_TIMEOUT_S = 1.0
 
@@ -50,6 +52,8 @@ class Reading(NamedTuple):
     plain: float
     swaps: float
     unreachable: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """Sources of the feature spec that no event carried, as `missing`."""
 
 
 def scrape(endpoints: dict[str, str]) -> tuple[Samples, tuple[str, ...]]:
@@ -72,6 +76,15 @@ def scrape(endpoints: dict[str, str]) -> tuple[Samples, tuple[str, ...]]:
 def total(samples: Samples, name: str, **labels: str) -> float:
     """Sum of all samples of a metric whose labels agree."""
     return sum(value for found, value in samples.get(name, ()) if all(found.get(k) == v for k, v in labels.items()))
+
+
+def missing(samples: Samples) -> tuple[str, ...]:
+    """Sources of the feature spec that no row carried since the stream workers began, once there are enough rows to tell."""
+    name = "thousandfold_source_rows_total"
+    if total(samples, "thousandfold_events_total", stage="enrich", kind="rows") < LEAST_ROWS:
+        return ()
+    sources = sorted({labels["source"] for labels, _ in samples.get(name, ())})
+    return tuple(source for source in sources if not total(samples, name, source=source))
 
 
 def in_force(samples: Samples) -> dict[str, str]:
@@ -142,6 +155,7 @@ def read(
         plain=total(samples, "thousandfold_plain_total"),
         swaps=total(samples, "thousandfold_swaps_total"),
         unreachable=silent,
+        missing=missing(samples),
     )
 
 
@@ -177,6 +191,8 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
     service = {"requests": reading.requests, "errors": reading.errors, "plain": reading.plain, "swaps": reading.swaps}
     model = f"steps {reading.steps:,.0f}   model at step {reading.model_step:,.0f}, {_number(reading.model_age_s, 1)} s old   "
     lines = [_counts(counts), model + _counts(service)]
+    if reading.missing:
+        lines.append(f"no event carries {', '.join(reading.missing)}: misspelt in [features], or not sent?")
     if reading.unreachable:
         lines.append(f"not answering: {', '.join(reading.unreachable)}")
     return Group(table, *(Text(line) for line in (*lines, *notes)))

@@ -8,7 +8,7 @@ import redis
 from confluent_kafka.admin import AdminClient
 from typer.testing import CliRunner
 
-from thousandfold import brokers, doctor
+from thousandfold import brokers, doctor, live
 
 Make = Callable[..., Any]
 
@@ -98,6 +98,21 @@ def test_little_memory_and_a_full_disk_are_warnings(tmp_path: pathlib.Path, monk
     found = list(doctor.machine(tmp_path / "not" / "yet", 10**9, 2))
     assert verdicts(found) == {"memory": "warn", "disk": "warn"}
     assert every_failure_has_a_remedy(found)
+
+
+def test_a_source_that_no_event_carries_is_a_warning(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, carried = make_config(streams={"metrics_port": 1}).config, {"item.price": 20_000.0, "item.prise": 20_000.0}
+    said: dict[str, Any] = {"thousandfold_events_total": [({"stage": "enrich", "kind": "rows"}, 20_000.0)]}
+    monkeypatch.setattr(live, "scrape", lambda where: (said if list(where) == ["streams"] else {}, ()))
+    for rows, verdict in ((20_000.0, "ok"), (0.0, "warn")):
+        carried["item.prise"] = rows
+        said["thousandfold_source_rows_total"] = [({"source": source}, n) for source, n in carried.items()]
+        found = list(doctor.sources(config))
+        assert verdicts(found) == {"sources": verdict}
+        assert every_failure_has_a_remedy(found)
+    assert "item.prise: in none of 20,000 rows" in found[0].found
+    monkeypatch.setattr(live, "scrape", lambda _: ({}, ("streams",)))
+    assert list(doctor.sources(config)) == []
 
 
 def test_the_command_exits_2_when_something_fails_and_says_how_much(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,3 +97,19 @@ def test_the_mode_in_force_is_shown_and_of_an_automatic_scenario_whether_it_is_o
     reading = live.read(samples, (), 0.0, 0.0, "click", (), None)
     assert {s.name: s.meta for s in reading.scenarios} == {"home": "auto: on", "search": "auto: off", "offers": "off"}
     assert live.in_force({}) == {}
+
+
+def test_a_source_that_no_row_of_any_worker_carried_is_named_once_there_are_enough() -> None:
+    def samples(rows: float) -> live.Samples:
+        carried = (("item.prise", "a", 0.0), ("item.price", "a", 0.0), ("item.price", "b", 5.0))
+        return {
+            "thousandfold_events_total": [({"stage": "enrich", "kind": "rows"}, rows), ({"stage": "join", "kind": "rows"}, 1e6)],
+            "thousandfold_source_rows_total": [({"source": s, "instance": i}, n) for s, i, n in carried],
+        }
+
+    assert live.missing(samples(live.LEAST_ROWS - 1)) == ()
+    reading = live.read(samples(live.LEAST_ROWS), (), 0.0, 0.0, "click", (), None)
+    assert reading.missing == ("item.prise",)
+    shown = io.StringIO()
+    Console(width=160, file=shown).print(live.render(reading, "title"))
+    assert "no event carries item.prise: misspelt in [features], or not sent?" in shown.getvalue()
