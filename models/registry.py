@@ -5,6 +5,7 @@ from collections.abc import Callable
 from models import (
     adasparse,
     base,
+    cold,
     dupn,
     fm,
     hamur,
@@ -24,6 +25,7 @@ from models import (
     trs,
     two_tower,
 )
+from models.meta import registry as meta
 from state import config
 
 MODELS: dict[str, Callable[[config.Config], base.Model]] = {
@@ -68,11 +70,17 @@ def build(settings: config.Config) -> base.Model:
 
 
 def check(settings: config.Config) -> None:
-    """Import and try what is the user's own, if anything: a process does so when it starts, before it has data.
+    """Build what the configuration asks for, and import and try what is the user's own: before a process has data.
+
+    Whether the machine has the device of `learner.device` is not asked.
 
     Raises:
-        config.ConfigError: a model or a loss is missing or breaks its contract.
+        config.ConfigError: the model does not go with the features, a generator or a native network is asked for where there is
+            none, or a model or a loss of the user's is missing or breaks its contract.
     """
     losses.plan(settings.objectives)
-    if plugins.is_path(settings.model.name):
-        build(settings)
+    model = build(settings)
+    adapter = meta.build(settings, model)
+    cold.layout(settings)
+    if settings.model.native is True:
+        meta.network(settings, model, meta.initial(model, adapter, settings.learner.seed))

@@ -39,6 +39,7 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
     columns = categories | set(spec.number_names(config.features))
     for key, wanted, allowed in (
         ("model.scenario_features", config.model.scenario_features, columns),
+        ("model.common_features", config.model.common_features, columns),
         ("model.personal_features", config.model.personal_features, categories),
     ):
         for column in wanted:

@@ -51,10 +51,10 @@ class Table(NamedTuple):
 
 @app.command()
 def check(file: Annotated[pathlib.Path, typer.Argument(help="the configuration file")]) -> None:
-    """Say whether FILE is valid, and what it comes to; a model or a loss of your own is imported and tried."""
+    """Say whether FILE is valid, and what it comes to; the model is built, and what is your own imported and tried."""
     config = configuration.load(file)
-    if ":" in config.model.name or any(o.loss for o in config.objectives):
-        importlib.import_module("models.registry").check(config)
+    if config.features.categories:
+        _build(config, file)
     features = config.features
     categories, numbers = len(features.categories), len(spec.number_names(features))
     print(f"{file}: valid")
@@ -64,6 +64,14 @@ def check(file: Annotated[pathlib.Path, typer.Argument(help="the configuration f
     print(f"  feature spec {spec.fingerprint(features, config.action_kinds)}")
     if not categories:
         print("  no [features]: enough for `topics` and `doctor`, not for the streams or the learner")
+
+
+def _build(config: configuration.Config, file: pathlib.Path) -> None:
+    """Imports torch, which a file that says nothing of samples need not wait for."""
+    try:
+        importlib.import_module("models.registry").check(config)
+    except configuration.ConfigError as error:
+        raise configuration.ConfigError(f"{file}: {error}") from None
 
 
 @app.command()

@@ -1,4 +1,5 @@
 import pathlib
+import re
 import typing
 
 import msgspec
@@ -59,6 +60,29 @@ def test_check_says_what_a_file_comes_to(make_config: typing.Callable[..., typin
     result = CliRunner().invoke(pages.app, ["check", str(make_config().path)])
     assert result.exit_code == 0
     assert "3 categories in 3 id columns, 2 numbers" in result.output
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ('[model]\ncommon_features = ["clor"]', r'model.common_features: "clor" is not a declared column; allowed: item, '),
+        ('[model]\nname = "dupn"', "dupn reads categories of the user's last actions"),
+        ('[model]\nname = "two_tower"', "two_tower needs a column of the item's side"),
+        ('[embedding]\ncold = "meta"', 'embedding.cold = "meta" needs a category with source "item_id"'),
+        ('[model]\nnative = true\nname = "star"\n[meta]\nalgorithm = "anil"', "model.native: true, but a native network"),
+        ('[model]\nname = "nobody"', 'model.name: "nobody" is unknown'),
+    ],
+)  # fmt: skip
+def test_check_finds_what_would_stop_the_learner_at_its_start(tmp_path: pathlib.Path, own: str, message: str) -> None:
+    of_item = "" if "two_tower" in own else '{ name = "item", source = "item_id" }, '
+    personal = "" if of_item else '\npersonal_features = ["user"]'
+    declared = f'{of_item}{{ name = "user", source = "user_id" }}, {{ name = "scenario", source = "scenario" }}'
+    file = tmp_path / "own.toml"
+    file.write_text(f"{own}{personal}\n[features]\ncategories = [{declared}]\n")
+    found = CliRunner().invoke(pages.app, ["check", str(file)]).exception
+    assert isinstance(found, configuration.ConfigError)
+    assert re.search(message, str(found))
+    assert str(file) in str(found)
 
 
 def test_document_writes_the_page(tmp_path: pathlib.Path) -> None:
