@@ -56,11 +56,12 @@ def test_the_commands_of_the_page_do_what_it_says(folder: pathlib.Path) -> None:
     assert float(said[4]) > 0.0
 
 
-def test_the_measurement_of_the_page_runs(folder: pathlib.Path) -> None:
-    (words,) = commands(" long")
-    said = run(folder, [FEWER.get(word, word) for word in words])
-    assert "unadapted" in said
-    assert "my_ranker" in said
+def test_the_measurements_of_the_page_run(folder: pathlib.Path) -> None:
+    quality, models = (run(folder, [FEWER.get(word, word) for word in words]) for words in commands(" long"))
+    assert "unadapted" in quality
+    assert "my_ranker" in quality
+    assert "shared_bottom" in models
+    assert "my_ranker" in models
 
 
 def test_what_needs_a_broker_is_the_demo_alone() -> None:

@@ -2,6 +2,7 @@ import pathlib
 
 import msgspec
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -85,3 +86,22 @@ def test_the_command_writes_its_report(tmp_path: pathlib.Path) -> None:
     done = CliRunner().invoke(merge.app, arguments)
     assert (done.exit_code, done.exception) == (0, None)
     assert {row.id for row in report.read(out).rows} >= {"merge/share/keys", "merge/share/seconds"}
+
+
+def test_the_command_takes_a_parquet_log_with_its_spec(tmp_path: pathlib.Path) -> None:
+    spec, log, out, rows = tmp_path / "spec.toml", tmp_path / "log.parquet", tmp_path / "merge.json", 2_000
+    spec.write_text(SPEC)
+    random = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "time": np.arange(rows) * 1_000, "request": np.arange(rows), "user": random.integers(0, 30, rows),
+            "item": random.integers(0, 20, rows), "scenario": ["home", "away"] * (rows // 2),
+            "click": (random.random(rows) < 0.4).astype(int), "price": random.random(rows),
+        }
+    )  # fmt: skip
+    frame.write_parquet(log)
+    arguments = ["--data", str(log), "--limit", "2000", "--rounds", "1", "--report", str(out)]
+    done = CliRunner().invoke(merge.app, [*arguments, "--spec", str(spec)])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert {row.id for row in report.read(out).rows} >= {"merge/merged/auc/home", "merge/single/auc/away"}
+    assert "needs --spec SPEC.toml" in str(CliRunner().invoke(merge.app, arguments).exception)

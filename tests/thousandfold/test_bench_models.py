@@ -565,10 +565,30 @@ def test_settings_are_chosen_for_the_models_named(tmp_path: pathlib.Path, monkey
     assert re.search(r"shared_bottom: optimizer.dense_rate = 0.01: AUC", result.output)
 
 
+def test_a_model_of_ones_own_takes_part_by_its_path(tmp_path: pathlib.Path) -> None:
+    own = "tests.models.test_probe:Good"
+    done = invoke(
+        tmp_path,
+        "--models",
+        f"shared_bottom,{own}",
+        "--references",
+        "",
+        "--report",
+        str(tmp_path / "r.json"),
+        table=frame().head(800),
+    )
+    assert done.exit_code == 0, done.output
+    found = {r.id: r.value for r in report.read(tmp_path / "r.json").rows}
+    assert found[f"P/auc/{own}/home/click"] is not None
+    assert found["P/notices"] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--models", "pepnet,nothing"], r'--models: "nothing" is unknown; the table has'),
+        (["--models", "tests.models.test_probe:Nobody"], r'model.name: "tests.models.test_probe" has no "Nobody"'),
+        (["--models", "tests.models.test_probe:NoTrunk"], r'model.name: "tests.models.test_probe:NoTrunk" '),
         (["--protocol", "Q"], r"--protocol 'Q': there are P, C, R"),
         (["--resume"], r"--resume needs --out DIR"),
         (["--references", "nobody"], r"--references 'nobody': there are alone, solo"),

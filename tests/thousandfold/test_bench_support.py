@@ -1,14 +1,17 @@
 """The comparison of the two kinds of support sets, on a small made-up log."""
 
 import functools
+import pathlib
 
 import msgspec
 import numpy as np
+import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from state import config as configuration
 from tests.thousandfold import test_bench_meta
-from thousandfold.bench import protocol, support
+from thousandfold.bench import protocol, report, support
 
 CONFIG = msgspec.structs.replace(
     test_bench_meta.CONFIG, support=msgspec.structs.replace(test_bench_meta.CONFIG.support, mode="meta_inputs", max_drift=1e6)
@@ -56,3 +59,22 @@ def test_the_report_has_quality_latency_and_bytes_of_both() -> None:
 def test_a_log_without_any_support_is_refused() -> None:
     with pytest.raises(configuration.ConfigError, match="too short"):
         support.measure(CONFIG, inputs(), 10_000)
+
+
+def test_the_command_takes_a_parquet_log_with_its_spec(tmp_path: pathlib.Path) -> None:
+    spec, log, out, rows = tmp_path / "spec.toml", tmp_path / "log.parquet", tmp_path / "support.json", 2_000
+    spec.write_text(test_bench_meta.SPEC.replace("[support]", '[support]\nmode = "meta_inputs"\nmax_drift = 1000000.0'))
+    random = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "time": np.arange(rows) * 1_000, "request": np.arange(rows), "user": random.integers(0, 30, rows),
+            "item": random.integers(0, 20, rows), "scenario": ["home", "away"] * (rows // 2),
+            "click": (random.random(rows) < 0.4).astype(int), "price": random.random(rows),
+        }
+    )  # fmt: skip
+    frame.write_parquet(log)
+    arguments = ["--data", str(log), "--limit", "2000", "--every", "500", "--rounds", "1", "--report", str(out)]
+    done = CliRunner().invoke(support.app, [*arguments, "--spec", str(spec)])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert {row.id for row in report.read(out).rows} >= {"support/features/auc", "support/meta_inputs/auc"}
+    assert "needs --spec SPEC.toml" in str(CliRunner().invoke(support.app, arguments).exception)

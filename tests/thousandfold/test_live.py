@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
+from streams import presence
 from thousandfold import live
 
 TEXT = b"""# TYPE thousandfold_rows_total counter
@@ -107,8 +108,8 @@ def test_a_source_that_no_row_of_any_worker_carried_is_named_once_there_are_enou
             "thousandfold_source_rows_total": [({"source": s, "instance": i}, n) for s, i, n in carried],
         }
 
-    assert live.missing(samples(live.LEAST_ROWS - 1)) == ()
-    reading = live.read(samples(live.LEAST_ROWS), (), 0.0, 0.0, "click", (), None)
+    assert live.missing(samples(presence.LEAST_ROWS - 1)) == ()
+    reading = live.read(samples(presence.LEAST_ROWS), (), 0.0, 0.0, "click", (), None)
     assert reading.missing == ("item.prise",)
     shown = io.StringIO()
     Console(width=160, file=shown).print(live.render(reading, "title"))

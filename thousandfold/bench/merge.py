@@ -8,7 +8,7 @@ a user who is seen in three scenarios is one row instead of three, and one key o
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,9 +19,7 @@ from rich.console import Console
 from learner import episodes
 from learner.step import Trainer
 from models import base
-from state import config as configuration
 from state.config import Config
-from thousandfold import specs
 from thousandfold.bench import figures, protocol, quality, report
 from thousandfold.bench.models import protocols
 
@@ -151,8 +149,9 @@ app = typer.Typer()
 
 @app.command("merge")
 def command(
-    data: Annotated[Literal["ml1m", "simulate"], typer.Option(help="ml1m (MovieLens-1M) or simulate")] = "ml1m",
-    spec: Annotated[pathlib.Path | None, typer.Option(help="another configuration for the same data")] = None,
+    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
+    spec: Annotated[pathlib.Path | None, typer.Option(help="the configuration with the feature spec; ml1m has its own")] = None,
+    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
     limit: Annotated[int, typer.Option(min=2000, help="rows of the log")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, help="timed passes, the fastest counts")] = 3,
     single: Annotated[str, typer.Option(help="model of each scenario alone")] = "shared_bottom",
@@ -161,8 +160,9 @@ def command(
 ) -> None:
     """What one merged model costs against a model for every scenario."""
     console = Console()
-    config = configuration.load(spec or specs.path("ml1m"))
-    inputs = protocol.prepare(config, quality.open_log(config, data, None, limit, say=console.print), protocol.Lag())
+    config = quality.configured(data, spec)
+    log = quality.open_log(config, data, actions, limit, say=console.print, what="bench merge")
+    inputs = protocol.prepare(config, log, protocol.Lag())
     rows = rows_of(*measure(config, single, merged, inputs, rounds))
     console.print(report.table(rows, "one merged model against the sum of single ones"))
     if report_file:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ def write(
     """Write `index.html`, `tables.md` and the PNG files into a folder; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, body in pictures.items():
-        (folder / f"{name.replace(' ', '_')}.png").write_bytes(body)
+        plain = re.sub(r"[^\w.-]+", "_", name)
+        (folder / f"{plain}.png").write_bytes(body)
     told = "".join(f"- {n}\n" for n in notices)
     text = f"# {title}\n\n`{command}`\n\n{told}\n" + "\n".join(grids.markdown(grid) for grid in shown)
     (folder / "tables.md").write_text(text, encoding="utf-8")

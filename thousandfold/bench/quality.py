@@ -239,6 +239,18 @@ def lag_of(text: str) -> protocol.Lag:
     return lag
 
 
+def configured(data: str, spec: pathlib.Path | None) -> configuration.Config:
+    """The configuration of `--spec`, or for MovieLens-1M the worked example.
+
+    Raises:
+        LogError: other data without a spec.
+        ConfigError: the file is no configuration.
+    """
+    if spec is None and data != "ml1m":
+        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
+    return configuration.load(spec or specs.path("ml1m"))
+
+
 def open_log(
     config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print,
     what: str = "this benchmark",
@@ -319,9 +331,7 @@ def quality(
 ) -> None:
     """AUC, GAUC, logloss and calibration of the model and its baselines, predicted before trained on, in order of time."""
     console = Console()
-    if spec is None and data != "ml1m":
-        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
-    config = configuration.load(spec or specs.path("ml1m"))
+    config = configured(data, spec)
     chosen_lag, progress = lag_of(lag), Progress()
     log = open_log(config, data, actions, limit)
     inputs = protocol.prepare(config, log, chosen_lag, progress.stage("features"))

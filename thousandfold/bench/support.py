@@ -24,7 +24,6 @@ from serving import scoring
 from state import columns, meta_supports, supports
 from state import config as configuration
 from state.config import Config
-from thousandfold import specs
 from thousandfold.bench import figures, protocol, quality, report
 
 F32 = npt.NDArray[np.float32]
@@ -193,7 +192,9 @@ app = typer.Typer()
 
 @app.command("support")
 def command(
-    spec: Annotated[pathlib.Path | None, typer.Option(help="another configuration for MovieLens-1M")] = None,
+    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
+    spec: Annotated[pathlib.Path | None, typer.Option(help="the configuration with the feature spec; ml1m has its own")] = None,
+    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
     limit: Annotated[int, typer.Option(min=2000, help="rows of the log")] = 60_000,
     every: Annotated[int, typer.Option(min=100, help="rows between two snapshots")] = 2_000,
     drift: Annotated[float | None, typer.Option(help="support.max_drift, if not the configuration's")] = None,
@@ -202,10 +203,10 @@ def command(
 ) -> None:
     """Support sets of features against those of meta inputs: quality, latency and bytes."""
     console = Console()
-    config = configuration.load(spec or specs.path("ml1m"))
+    config = quality.configured(data, spec)
     if drift is not None:
         config = msgspec.structs.replace(config, support=msgspec.structs.replace(config.support, max_drift=drift))
-    log = quality.open_log(config, "ml1m", None, limit, say=console.print)
+    log = quality.open_log(config, data, actions, limit, say=console.print, what="bench support")
     inputs = protocol.prepare(config, log, protocol.Lag())
     found = measure(config, inputs, every)
     rows = rows_of(config, inputs, found, latency(found, inputs, rounds))

@@ -95,7 +95,9 @@ def models(
     spec: Annotated[pathlib.Path | None, typer.Option(help="the configuration with the feature spec; data sets have one")] = None,
     actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
     protocol_names: Annotated[str, typer.Option("--protocol", help="of P (in order of time), C (cut in time), R (random)")] = "P",
-    model_names: Annotated[str, typer.Option("--models", help="comma-separated names; all of the table without it")] = "",
+    model_names: Annotated[
+        str, typer.Option("--models", help="comma-separated; your own as package.module:Model; all without")
+    ] = "",
     ablations: Annotated[bool, typer.Option("--ablations", help="PEPNet without its parts and in other sizes")] = False,
     reference_names: Annotated[
         str, typer.Option("--references", help="whom to compare with: a network of each scenario, of each scenario and objective")

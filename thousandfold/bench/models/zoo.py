@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learner import step
-from models import registry
+from models import plugins, registry
 from state import config as configuration
 from thousandfold.bench import baselines, kept, logs, protocol, quality
 from thousandfold.bench.models import gates, protocols
@@ -47,15 +47,20 @@ class Result(NamedTuple):
 
 
 def chosen(config: configuration.Config, names: Sequence[str]) -> list[Entrant]:
-    """Models by name, all of the table without names, under the one configuration.
+    """Models by name, a user's own by its path ("package.module:Model"), all of the table without names, under one configuration.
 
     Raises:
-        LogError: there is no such model.
+        LogError: there is no such model in the table.
+        ConfigError: the user's own cannot be imported or breaks the contract.
     """
-    for name in names:
-        if name not in registry.MODELS:
-            raise logs.LogError(f'--models: "{name}" is unknown; the table has {", ".join(registry.MODELS)}')
-    return [Entrant(name, quality.override(config, "model.name", name)) for name in names or registry.MODELS]
+    found = [Entrant(name, quality.override(config, "model.name", name)) for name in names or registry.MODELS]
+    for name, own in found:
+        if plugins.is_path(name):
+            registry.build(own)
+        elif name not in registry.MODELS:
+            there = f'the table has {", ".join(registry.MODELS)}; your own is "package.module:Model"'
+            raise logs.LogError(f'--models: "{name}" is unknown; {there}')
+    return found
 
 
 def ablations(config: configuration.Config) -> list[Entrant]:
