@@ -55,7 +55,7 @@ class Dense:
             if kind != ADAM:
                 self.square[a:z] = settings.embedding_accumulator
         s = settings
-        self._rules = Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay)
+        self._rules = tuple(Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay))
 
     def descend(self, values: F32, gradient: F32, norm: float) -> None:
         """One step; a gradient of a norm above `max_gradient_norm` is scaled down to it."""
@@ -86,10 +86,11 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
 
 @kernel
 def _descend(
-    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, rules: Rules, scale: float, step: int,
-    share: float,
+    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, plain: tuple[float, ...], scale: float,
+    step: int, share: float,
 ) -> None:  # fmt: skip
-    """A step of every span (from, to, rule), and of the average towards it."""
+    """A step of every span (from, to, rule), and of the average towards it; `plain`: the values of `Rules`."""
+    rules = Rules(*plain)
     for k in range(len(spans)):
         rule = spans[k, 2]
         for start in range(spans[k, 0], spans[k, 1], CHUNK):

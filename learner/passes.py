@@ -182,7 +182,7 @@ class Written:
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
-        with torch.no_grad():
+        with torch.inference_mode():
             meta, saved = self.trunk.forward(entering(work))
             done, slopes = self.end.apart(lists(work), meta, train)
             return done if slopes is None else done._replace(inputs=self.trunk.backward(saved, slopes).numpy())

@@ -332,13 +332,24 @@ def _run(
         room(space, virtual, 1), _weight(written, plan.output, objectives, width),
         written[biases : biases + objectives],
     )  # fmt: skip
-    loss = towers.learn(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
+    loss = towers.joint(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
     if train:
         _backward(plan, flat, x, saved, dgates, slopes, gradient, dx, space)
         doffset = slopes.offset.reshape(rows, objectives)
         slope = wide.cut(gradient, plan.wide, beside)
         wide.backward(x, beside, own, saved.wide, doffset, slope, dx)
     return loss
+
+
+@kernel
+def _enter(
+    plan: towers.Plain, beside: towers.Plain, flat: F32, x: F32, lists: towers.Plain, settings: towers.Plain, train: bool,
+    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: towers.Plain,
+) -> float:  # fmt: skip
+    return _run(
+        Plan(*plan), wide.Plan(*beside), flat, x, towers.Lists(*lists), towers.Settings(*settings), train, unadapted, fitted,
+        gradient, dx, Workspace(*space),
+    )  # fmt: skip
 
 
 def covers(settings: config.Config) -> bool:
@@ -373,9 +384,9 @@ class Network:
     """The whole network over one flat parameter vector; threads may share it."""
 
     def __init__(self, settings: config.Config, shapes: base.Shapes, flat: torch.Tensor) -> None:
-        self.plan, self.wide, self.flat = _plan(settings, shapes), wide.plan(settings), flat.numpy()
-        meta = settings.meta
-        self.settings = towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight, meta.prior_rows)
+        self.plan, self.flat, meta = _plan(settings, shapes), flat.numpy(), settings.meta
+        self._geometry = tuple(self.plan), tuple(wide.plan(settings))
+        self._settings = tuple(towers.Settings(meta.inner_rate, meta.inner_steps, meta.weight, meta.prior_rows))
         self._fixed, self._each, self._trained = _sizes(self.plan, len(self.flat))
         self._entry, self._last = int(self.plan.layers[-2]), int(self.plan.layers[-1])
         self._spare: list[Workspace] = []
@@ -386,9 +397,9 @@ class Network:
         unadapted, fitted = np.empty_like(label), np.empty_like(label)
         dx = np.empty((len(label) if train else 0, x.shape[1]), np.float32)
         space = self._space(len(x), lists)
-        loss = _run(
-            self.plan, self.wide, self.flat, x, lists, self.settings, train, unadapted, fitted,
-            self.flat[:0] if gradient is None else gradient.numbers, dx, space,
+        loss = _enter(
+            *self._geometry, self.flat, x, tuple(lists), self._settings, train, unadapted, fitted,
+            self.flat[:0] if gradient is None else gradient.numbers, dx, tuple(space),
         )  # fmt: skip
         self._spare.append(space)
         return base.Pass(unadapted, fitted, loss, dx if train else None)

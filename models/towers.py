@@ -1,175 +1,34 @@
 """The tower and its adaptation in native code: plain and adapted scores, the joint loss and its gradients.
 
-The same mathematics as `models.adaptation` without padding or autograd. A row counts once per objective: all matrices here hold
-virtual rows, row i's objective o at i x O + o. Query rows come first, then the support rows that are none of them.
+The same mathematics as `models.adaptation` without padding or autograd.
 """
 
-import math
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.matrices import Workspace, product, room, turned
-from models.vectors import address, write
+from models.matrices import Workspace, room
+from models.tower_rows import (
+    ON,
+    Lists,
+    Meta,
+    Settings,
+    Slopes,
+    Tower,
+    activate,
+    logits,
+    output_back,
+    probability,
+    row_back,
+)  # fmt: skip
+from models.tower_tasks import LARGEST, adapted, block_of, change_of, known_of, support_of
 from state.kernels import kernel
 
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
-
-ON = 1
-SPARED = 256
-"""Pairs of a row and a support row that cost as much as the calls of one more block."""
-LARGEST = 1 << 14
-"""Pairs in a block of several lists."""
-
-
-class Settings(NamedTuple):
-    """Of the adaptation: inner rate, inner steps, weight of the meta loss, rows that a task's own are weighed against."""
-
-    rate: float
-    steps: int
-    weight: float
-    prior: float
-
-
-class Lists(NamedTuple):
-    """L lists over R query rows, their labels and weights (R, O); list t adapts on support rows place[t, :taken[t]]."""
-
-    label: F32
-    weight: F32
-    n_items: I64
-    codes: I64
-    """(L,) `models.modes`: only "on" lists add to the meta loss, adapted or not."""
-    taken: I64
-    place: I32
-    s_label: F32
-    """(U, O) of the distinct support rows."""
-    at: I64
-    """(U,) which of the computed rows each of them is: a query row, or one behind those."""
-
-
-class Tower(NamedTuple):
-    """Output weights (O, H2) and biases (O,); the hidden layer is applied before."""
-
-    output: F32
-    bias: F32
-
-
-class Meta(NamedTuple):
-    """Meta inputs of virtual rows: hidden (V, H1), pre-activation (V, H2), gates (V, H2), offsets of the logits (V, 1)."""
-
-    hidden: F32
-    z: F32
-    gate: F32
-    offset: F32
-
-
-class Slopes(NamedTuple):
-    """Gradients of the query rows' meta inputs and of the output layer, laid out as `Meta` and `Tower`."""
-
-    hidden: F32
-    z: F32
-    gate: F32
-    offset: F32
-    output: F32
-    bias: F32
-
-
-class Known(NamedTuple):
-    """What every distinct support row says under the tower as it is, before any inner step."""
-
-    slope: F32
-    """(V, 1) error of its logit."""
-    error: F32
-    """(V, H2) the same at its pre-activation."""
-    output: F32
-    """(V, H2) its gradient of the output layer."""
-    across: F32
-    """(H1, V) hidden inputs as columns."""
-    back: F32
-    """(H2, V) errors as columns."""
-
-
-class Block(NamedTuple):
-    """Lists [first, last) of query rows [begin, end), which are adapted together; theirs are among support rows [low, high)."""
-
-    first: int
-    last: int
-    begin: int
-    end: int
-    low: int
-    high: int
-
-
-class Change(NamedTuple):
-    """What the T tasks of a block do to the tower: W + A' (share x S), A the hidden inputs of its m virtual support rows."""
-
-    share: F32
-    """(T, m) by how much a row's error counts; zero where it belongs to others only."""
-    error: F32
-    """S (m, H2)"""
-    back: F32
-    """S' (H2, m)"""
-    output: F32
-    """(T, O x H2)"""
-    bias: F32
-    """(T, O)"""
-
-
-@kernel
-def _probability(logit: float, label: float) -> tuple[float, float]:
-    """Sigmoid and cross-entropy of a logit."""
-    e = math.exp(-abs(logit))
-    p = 1.0 / (1.0 + e) if logit >= 0 else e / (1.0 + e)
-    return p, max(logit, 0.0) - logit * label + math.log1p(e)
-
-
-@kernel
-def _error(logit: float, label: float) -> np.float32:
-    """Derivative of the cross-entropy."""
-    e = math.exp(-abs(logit))
-    return np.float32((1.0 if logit >= 0 else e) / (1.0 + e)) - np.float32(label)
-
-
-@kernel
-def _activate(z: F32, gate: F32, start: int, out: F32) -> None:
-    """`out` (n, H2) from n virtual rows from `start`."""
-    for v in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            value = z[v, j]
-            out[v, j] = (np.float32(0) if value < 0 else value) * gate[start + v, j]
-
-
-@kernel
-def _logits(active: F32, tower: Tower, offset: F32, start: int, out: F32) -> None:
-    """`out` (n, 1) from n virtual rows from `start`, whose first is of objective 0."""
-    objectives = len(tower.bias)
-    for v in range(len(out)):
-        out[v, 0] = tower.bias[v % objectives] + offset[start + v, 0]
-    for o in range(objectives):
-        product(active[o::objectives], tower.output[o : o + 1].T, out[o::objectives], True)
-
-
-@kernel
-def _back(up: np.float32, z: F32, gate: F32, output: F32, dz: F32, dgate: F32) -> None:
-    """Add the gradients of one virtual row's pre-activation and gates from its logit's, all of them (H2,)."""
-    zero = np.float32(0)
-    for j in range(len(z)):
-        by, value = up * output[j], z[j]
-        dgate[j] += by * (zero if value < 0 else value)
-        dz[j] += by * gate[j] if value > 0 else zero
-
-
-@kernel
-def _output_back(by: F32, active: F32, slopes: Slopes) -> None:
-    """Add the gradient of the output layer."""
-    objectives = len(slopes.bias)
-    for v in range(len(by)):
-        slopes.bias[v % objectives] += by[v, 0]
-    for o in range(objectives):
-        product(by[o::objectives].T, active[o::objectives], slopes.output[o : o + 1], True)
+Plain = tuple[Any, ...]
+"""The values of a named tuple. Numba knows the type of a plain one by itself, and asks Python at every call for a named one's."""
+__all__ = ["Lists", "Meta", "Settings", "Slopes", "Tower", "joint", "learn", "room_needed"]
 
 
 @kernel
@@ -181,14 +40,14 @@ def _plain(
     objectives, width = tower.output.shape
     count, end, loss = lists.label.size, 0, 0.0
     active, by = room(space, count, width), room(space, count, 1)
-    _activate(meta.z[:count], meta.gate, 0, active)
-    _logits(active, tower, meta.offset, 0, by)
+    activate(meta.z[:count], meta.gate, 0, active)
+    logits(active, tower, meta.offset, 0, by)
     for t in range(len(lists.n_items)):
         start, end = end, end + lists.n_items[t]
         factor = 1.0 + (settings.weight if lists.codes[t] == ON and lists.taken[t] == 0 else 0.0)
         for v in range(start * objectives, end * objectives):
             i, o = v // objectives, v % objectives
-            p, entropy = _probability(by[v, 0], lists.label[i, o])
+            p, entropy = probability(by[v, 0], lists.label[i, o])
             share = lists.weight[i, o] * factor / len(lists.label)
             unadapted[i, o] = fitted[i, o] = p
             loss += share * entropy
@@ -202,235 +61,51 @@ def _plain(
     slopes.output[:] = 0
     slopes.bias[:] = 0
     for v in range(count):
-        _back(by[v, 0], meta.z[v], meta.gate[v], tower.output[v % objectives], slopes.z[v], slopes.gate[v])
-    _output_back(by, active, slopes)
+        row_back(by[v, 0], meta.z[v], meta.gate[v], tower.output[v % objectives], slopes.z[v], slopes.gate[v])
+    output_back(by, active, slopes)
     return loss
 
 
 @kernel
-def _copy(to: F32, i: int, source: F32, j: int) -> None:
-    """Row i = row j. An assignment of slices costs more than these few numbers."""
-    write(address(to) + i * to.strides[0], address(source) + j * source.strides[0], np.float32(1), to.shape[1])
-
-
-@kernel
-def _support(meta: Meta, lists: Lists, objectives: int, space: Workspace) -> Meta:
-    """Meta inputs of the distinct support rows, one after the other."""
-    count, entry, width = len(lists.at) * objectives, meta.hidden.shape[1], meta.z.shape[1]
-    found = Meta(room(space, count, entry), room(space, count, width), room(space, count, width), room(space, count, 1))
-    for v in range(count):
-        source = lists.at[v // objectives] * objectives + v % objectives
-        _copy(found.hidden, v, meta.hidden, source)
-        _copy(found.z, v, meta.z, source)
-        _copy(found.gate, v, meta.gate, source)
-        found.offset[v, 0] = meta.offset[source, 0]
-    return found
-
-
-@kernel
-def _known(support: Meta, tower: Tower, label: F32, space: Workspace) -> Known:
-    """What the support rows say."""
-    objectives, width = tower.output.shape
-    count = label.size
-    slope, error, output = room(space, count, 1), room(space, count, width), room(space, count, width)
-    _activate(support.z, support.gate, 0, output)
-    _logits(output, tower, support.offset, 0, slope)
-    for v in range(count):
-        o = v % objectives
-        up = _error(slope[v, 0], label[v // objectives, o])
-        slope[v, 0] = up
-        for j in range(width):
-            output[v, j] *= up
-            error[v, j] = up * tower.output[o, j] * support.gate[v, j] if support.z[v, j] > 0 else np.float32(0)
-    return Known(slope, error, output, turned(support.hidden, space), turned(error, space))
-
-
-@kernel
-def _block(lists: Lists, first: int, begin: int, steps: int) -> Block:
-    """List `first` and those after it that are worth adapting in the same products, though they do not share all rows.
-
-    Neighbours are often lists of one user. From the second inner step on, each list has errors of its own.
-    """
-    last, end = first + 1, begin + lists.n_items[first]
-    own = lists.place[first, : lists.taken[first]]
-    low, high = own.min(), own.max() + 1
-    while steps == 1 and last < len(lists.n_items) and lists.taken[last] > 0:
-        own = lists.place[last, : lists.taken[last]]
-        near, far, items = own.min(), own.max() + 1, lists.n_items[last]
-        lower, higher = min(low, near), max(high, far)
-        together = (end + items - begin + last + 1 - first) * (higher - lower)
-        apart = (end - begin + last - first) * (high - low) + (items + 1) * (far - near)
-        if together > apart + SPARED or together > LARGEST:
-            break
-        last, end, low, high = last + 1, end + items, lower, higher
-    return Block(first, last, begin, end, low, high)
-
-
-@kernel
-def _adapt(
-    support: Meta, tower: Tower, known: Known, lists: Lists, settings: Settings, block: Block, space: Workspace
-) -> Change:  # fmt: skip
-    """The inner steps of a block's tasks."""
-    objectives, width = tower.output.shape
-    low, high, tasks = block.low * objectives, block.high * objectives, block.last - block.first
-    share, output, bias = room(space, tasks, high - low), room(space, tasks, objectives * width), room(space, tasks, objectives)
-    share[:] = 0
-    for t in range(tasks):
-        taken = lists.taken[block.first + t]
-        by = np.float32(-settings.rate / (taken + settings.prior))
-        for k in range(taken):
-            at = (lists.place[block.first + t, k] - block.low) * objectives
-            for o in range(objectives):
-                share[t, at + o] += by
-        for o in range(objectives):
-            bias[t, o] = tower.bias[o]
-            for j in range(width):
-                output[t, o * width + j] = tower.output[o, j]
-    for o in range(objectives):
-        own = share[:, o::objectives]
-        product(own, known.output[low + o : high : objectives], output[:, o * width : (o + 1) * width], True)
-        product(own, known.slope[low + o : high : objectives], bias[:, o : o + 1], True)
-    if settings.steps == 1:
-        return Change(share, known.error[low:high], known.back[:, low:high], output, bias)
-    error, products = room(space, high - low, width), room(space, high - low, high - low)
-    for v in range(high - low):
-        for j in range(width):
-            error[v, j] = known.error[low + v, j] * share[0, v]
-    products[:] = 1
-    product(support.hidden[low:high], known.across[:, low:high], products, True)
-    for _ in range(settings.steps - 1):
-        _next_step(support, products, share[0], error, output, bias[0], lists.s_label, low, space)
-    share[:] = 1
-    return Change(share, error, turned(error, space)[:, : high - low], output, bias)
-
-
-@kernel
-def _next_step(
-    support: Meta, products: F32, share: F32, error: F32, output: F32, bias: F32, label: F32, low: int, space: Workspace
-) -> None:  # fmt: skip
-    """An inner step of one task after the first: a row sees what the others did before through the products of their inputs."""
-    (count, width), objectives, mark = error.shape, len(bias), space.used[0]
-    z, active, by, ignored = room(space, count, width), room(space, count, width), room(space, count, 1), room(space, 1, width)
-    tower = Tower(output.reshape(objectives, width), bias)
-    z[:] = support.z[low : low + count]
-    product(products, error, z, True)
-    _activate(z, support.gate, low, active)
-    _logits(active, tower, support.offset, low, by)
-    for v in range(count):
-        by[v, 0] = _error(by[v, 0], label[(low + v) // objectives, v % objectives]) * share[v]
-        _back(by[v, 0], z[v], support.gate[low + v], tower.output[v % objectives], error[v], ignored[0])
-    for v in range(count):
-        bias[v % objectives] += by[v, 0]
-        for j in range(width):
-            tower.output[v % objectives, j] += by[v, 0] * active[v, j]
-    space.used[0] = mark
-
-
-@kernel
-def _weigh(products: F32, change: Change, lists: Lists, block: Block, objectives: int, more: float) -> None:
-    """Products (rows, m) of a block's rows plus `more`, by their list's shares."""
-    plus, end = np.float32(more), 0
-    for t in range(len(change.share)):
-        start, end = end, end + lists.n_items[block.first + t] * objectives
-        own = change.share[t]
-        for v in range(start, end):
-            for k in range(len(own)):
-                products[v, k] = (products[v, k] + plus) * own[k]
-
-
-@kernel
-def _adapted(
-    meta: Meta, support: Meta, known: Known, change: Change, lists: Lists, settings: Settings, block: Block, fitted: F32,
-    slopes: Slopes, train: bool, space: Workspace,
-) -> float:  # fmt: skip
-    """Score the rows of a block under changed towers; returns their part of the loss, when training its gradients are added.
-
-    A query's pre-activation is z + ((q A' + 1) x share) S, so its hidden input also gets ((dz S') x share) A.
-    """
-    objectives, width = change.bias.shape[1], change.error.shape[1]
-    start, count, low = block.begin * objectives, (block.end - block.begin) * objectives, block.low * objectives
-    n, stop = len(change.error), start + count
-    products, z, active, by = room(space, count, n), room(space, count, width), room(space, count, width), room(space, count, 1)
-    product(meta.hidden[start:stop], known.across[:, low : low + n], products, False)
-    _weigh(products, change, lists, block, objectives, 1.0)
-    z[:] = meta.z[start:stop]
-    product(products, change.error, z, True)
-    _activate(z, meta.gate, start, active)
-    loss, learns = _losses(meta, change, lists, settings, block, active, by, fitted, space)
-    if not (train and learns):
-        return loss
-    back = room(space, count, width)
-    back[:] = 0
-    end = 0
-    for t in range(len(change.bias)):
-        begin, end = end, end + lists.n_items[block.first + t] * objectives
-        output = change.output[t].reshape(objectives, width)
-        for v in range(begin, end):
-            _back(by[v, 0], z[v], meta.gate[start + v], output[v % objectives], back[v], slopes.gate[start + v])
-    _output_back(by, active, slopes)
-    product(back, change.back, products, False)
-    _weigh(products, change, lists, block, objectives, 0.0)
-    product(products, support.hidden[low : low + n], slopes.hidden[start:stop], True)
-    for v in range(count):
-        slopes.offset[start + v, 0] += by[v, 0]
-        for j in range(width):
-            slopes.z[start + v, j] += back[v, j]
-    return loss
-
-
-@kernel
-def _losses(
-    meta: Meta, change: Change, lists: Lists, settings: Settings, block: Block, active: F32, by: F32, fitted: F32,
-    space: Workspace,
-) -> tuple[float, bool]:  # fmt: skip
-    """Loss of a block's rows, and whether any of it is learned from; fills `by` (n, 1) with its derivative by each logit."""
-    (rows, width), objectives = active.shape, change.bias.shape[1]
-    scaled, ones = room(space, rows, width), room(space, width, 1)
-    ones[:] = 1
-    end, loss, learns, first = 0, 0.0, False, block.begin * objectives
-    for t in range(len(change.bias)):
-        start, end = end, end + lists.n_items[block.first + t] * objectives
-        for v in range(start, end):
-            o = v % objectives
-            by[v, 0] = change.bias[t, o] + meta.offset[first + v, 0]
-            for j in range(width):
-                scaled[v, j] = active[v, j] * change.output[t, o * width + j]
-    product(scaled, ones, by, True)
-    end = 0
-    for t in range(len(change.bias)):
-        start, end = end, end + lists.n_items[block.first + t] * objectives
-        share = settings.weight / len(lists.label) if lists.codes[block.first + t] == ON else 0.0
-        learns |= share > 0
-        for v in range(start, end):
-            i, o = (first + v) // objectives, v % objectives
-            p, entropy = _probability(by[v, 0], lists.label[i, o])
-            own = lists.weight[i, o] * share
-            fitted[i, o] = p
-            loss += own * entropy
-            by[v, 0] = own * (p - lists.label[i, o])
-    return loss, learns
-
-
-@kernel
-def learn(
+def joint(
     meta: Meta, tower: Tower, lists: Lists, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes, train: bool,
     space: Workspace,
 ) -> float:  # fmt: skip
-    """Score R rows under both towers, (R, O) each, and return the joint loss; when training, `slopes` receives its gradients."""
+    """`learn` inside kernels."""
     loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
-    support, t, begin = _support(meta, lists, len(tower.bias), space), 0, 0
-    known = _known(support, tower, lists.s_label, space)
+    support, t, begin = support_of(meta, lists, len(tower.bias), space), 0, 0
+    known = known_of(support, tower, lists.s_label, space)
     while t < len(lists.n_items):
         if lists.taken[t] == 0:
             t, begin = t + 1, begin + lists.n_items[t]
             continue
         mark = space.used[0]
-        block = _block(lists, t, begin, settings.steps)
-        change = _adapt(support, tower, known, lists, settings, block, space)
-        loss += _adapted(meta, support, known, change, lists, settings, block, fitted, slopes, train, space)
+        block = block_of(lists, t, begin, settings.steps)
+        change = change_of(support, tower, known, lists, settings, block, space)
+        loss += adapted(meta, support, known, change, lists, settings, block, fitted, slopes, train, space)
         space.used[0] = mark
         t, begin = block.last, block.end
     return loss
+
+
+@kernel
+def _enter(
+    meta: Plain, tower: Plain, lists: Plain, settings: Plain, unadapted: F32, fitted: F32, slopes: Plain, train: bool,
+    space: Plain,
+) -> float:  # fmt: skip
+    return joint(
+        Meta(*meta), Tower(*tower), Lists(*lists), Settings(*settings), unadapted, fitted, Slopes(*slopes), train,
+        Workspace(*space),
+    )  # fmt: skip
+
+
+def learn(
+    meta: Meta, tower: Tower, lists: Lists, settings: Settings, unadapted: F32, fitted: F32, slopes: Slopes, train: bool,
+    space: Workspace,
+) -> float:  # fmt: skip
+    """Score R rows under both towers, (R, O) each, and return the joint loss; when training, `slopes` receives its gradients."""
+    named = tuple(meta), tuple(tower), tuple(lists), tuple(settings)
+    return _enter(*named, unadapted, fitted, tuple(slopes), train, tuple(space))
 
 
 def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:

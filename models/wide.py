@@ -205,9 +205,18 @@ def backward(x: F32, plan: Plan, own: Arrays, sums: Sums, doffset: F32, slope: A
 
 
 @kernel
-def _again(x: F32, plan: Plan, own: Arrays, doffset: F32, slope: Arrays, dx: F32) -> None:
-    """`backward` where nothing was kept of the forward pass."""
-    backward(x, plan, own, terms(x, plan, own), doffset, slope, dx)
+def _added(x: F32, plan: tuple[int, ...], own: tuple[F32, F32, F32], offset: F32) -> None:
+    """`forward` from python, where plain tuples are known by themselves (`towers.Plain`)."""
+    forward(x, Plan(*plan), Arrays(*own), offset)
+
+
+@kernel
+def _again(
+    x: F32, plan: tuple[int, ...], own: tuple[F32, F32, F32], doffset: F32, slope: tuple[F32, F32, F32], dx: F32
+) -> None:  # fmt: skip
+    """`backward` from python, where nothing was kept of the forward pass."""
+    geometry, parameters = Plan(*plan), Arrays(*own)
+    backward(x, geometry, parameters, terms(x, geometry, parameters), doffset, Arrays(*slope), dx)
 
 
 @kernel
@@ -234,11 +243,12 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
             slope.numbers[j, d] -= least[j] * own.numbers[j, d]
 
 
-def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> Arrays:
+def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> tuple[F32, F32, F32]:
     """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
     found = [part.detach().numpy() for part in own]
     nothing = np.zeros(0, np.float32)
-    return Arrays(*found, *(nothing, nothing.reshape(0, plan.width))[len(found) - 1 :])
+    scale, first, numbers = (*found, *(nothing, nothing.reshape(0, plan.width))[len(found) - 1 :])
+    return scale, first, numbers
 
 
 def added(own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -246,7 +256,7 @@ def added(own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan) -> torch.Ten
     out = torch.empty(len(x), plan.objectives)
     if plan.kind == OFF:
         return out.zero_()
-    forward(x.detach().numpy(), plan, _arrays(own, plan), out.numpy())
+    _added(x.detach().numpy(), tuple(plan), _arrays(own, plan), out.numpy())
     return out
 
 
@@ -257,7 +267,7 @@ def add_back(
     """Fill the gradients `slope` of `own` and add to `dx` (n, row), from the gradient (n, O) of `added`."""
     if plan.kind != OFF:
         gradient = doffset.contiguous().numpy()
-        _again(x.detach().numpy(), plan, _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
+        _again(x.detach().numpy(), tuple(plan), _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
 
 
 class _Wide(torch.autograd.Function):
