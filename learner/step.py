@@ -15,7 +15,7 @@ import torch
 
 from learner import cold_items, optimizers, passes
 from learner.meta import registry as meta_learners
-from models import base, cold, embedding, losses, modes, moments, own_gains, registry, scenario_slots, supports
+from models import base, cold, embedding, intake, losses, modes, moments, own_gains, registry, scenario_slots
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -146,7 +146,10 @@ class Trainer:
         """What the published trunk makes of rows of ids (n, F) and raw numbers (n, D), without any change of state."""
         slot = self._slots(ids)
         inputs = np.empty((len(ids), self.table.row), np.float32)
-        self._gather(self.table.map.find(plain(ids)), plain(x), slot, inputs)
+        rows = self.table.map.find(plain(ids))
+        self.table.gather(rows, plain(x), slot, inputs)
+        if self.cold:
+            self.cold.fill(rows, inputs)
         known = base.Inputs(*(torch.from_numpy(p) for p in (self.gains.apply(inputs, slot), slot, self.slots.earned(slot))))
         with torch.no_grad():
             return self.model.trunk(base.views(torch.from_numpy(self.adam.average), self.shapes), known)
@@ -154,11 +157,6 @@ class Trainer:
     def _network(self) -> cold_items.Network:
         parameters = base.views(torch.from_numpy(self.dense), self.shapes)
         return cold_items.Network(self.model, parameters, self.table, self.gains, self.slots)
-
-    def _gather(self, rows: I32, x: F32, slot: I64, out: F32, learn: bool = False) -> None:
-        self.table.gather(rows, x, slot, out, learn)
-        if self.cold:
-            self.cold.fill(rows, out)
 
     def _row_weights(self, batch: base.Batch, work: passes.Work) -> F64:
         sampling = self.settings.scenarios.negative_sampling
@@ -172,20 +170,17 @@ class Trainer:
         return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
 
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
-        codes = self.modes.codes(batch.scenario)
-        found = supports.of(self.settings.meta, batch, codes)
+        codes, query = self.modes.codes(batch.scenario), intake.Query(plain(batch.ids), x, rows, slot)
+        entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn)
+        inputs, slot, taken = entered.inputs, entered.slot, entered.found.taken
         if learn:
-            codes = modes.learning(self.settings.meta, codes, found.taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
-        inputs = np.empty((len(rows) + len(found.extra), self.table.row), np.float32)
-        self._gather(rows, x, slot, inputs[: len(rows)], learn)
-        if len(found.extra):
-            ids = batch.s_ids[found.extra]
-            own = self._slots(ids)
-            self._gather(self.table.map.find(ids), batch.s_x[found.extra], own, inputs[len(rows) :])
-            slot = np.concatenate([slot, own])
+            codes = modes.learning(self.settings.meta, codes, taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
+        if self.cold:
+            self.cold.fill(rows, inputs[: len(rows)])
+            self.cold.fill(entered.extra_rows, inputs[len(rows) :])
         return passes.Work(
             self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), plain(batch.weight),
-            plain(np.asarray(batch.n_items, np.int64)), codes, found, batch.s_label[found.rows],
+            plain(np.asarray(batch.n_items, np.int64)), codes, entered.found, entered.s_label,
         )  # fmt: skip
 
     def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, weight: F64) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from models import base, fused_rows, id_map, moments
 from state import config, spec
+from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -64,13 +65,40 @@ def columns(settings: config.Config) -> Columns:
 def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F32, out: F32) -> None:
     """Input rows (n, row), see `base.Geometry`, for rows (n, F) of `table`, E + 1 weights and more, and raw numbers (n, D)."""
     fused_rows.gather(table, columns.width, rows, columns.starts, columns.widths, x, mean, scale, out)
-    _gather_each(table, rows, columns, x.shape[1], out)
-
-
-def _gather_each(table: F32, rows: I32, columns: Columns, numbers: int, out: F32) -> None:
     if len(columns.each):
-        at = len(columns.starts) * columns.width + numbers
-        fused_rows.gather_each(table, columns.width, rows, columns.each, at, out)
+        fused_rows.gather_each(table, columns.width, rows, columns.each, len(columns.starts) * columns.width + x.shape[1], out)
+
+
+class Reading(NamedTuple):
+    """What kernels need to gather rows of the table that is trained; see `Columns`, `standard` and `fused_rows`."""
+
+    state: F32
+    marks: I32
+    starts: I64
+    widths: I64
+    each: I64
+    mean: F32
+    scale: F32
+    own_mean: F32
+    own_scale: F32
+    by_slot: bool
+    """Whether numbers are standardised by the moments of their scenarios, which stand in the two before."""
+    before: I32
+    stamp: int
+
+
+@kernel
+def read(reading: Reading, rows: I32, x: F32, slot: I64, out: F32, learn: bool) -> None:
+    """`Table.gather` inside kernels."""
+    r = reading
+    width = r.state.shape[1] - fused_rows.BESIDE
+    numbers = moments.standardise(x, slot, r.own_mean, r.own_scale) if r.by_slot else x
+    if learn:
+        fused_rows.gather_to_learn(r.state, r.marks, rows, r.starts, r.widths, numbers, r.mean, r.scale, out, r.before, r.stamp)
+    else:
+        fused_rows.gather(r.state, width, rows, r.starts, r.widths, numbers, r.mean, r.scale, out)
+    if len(r.each):
+        fused_rows.gather_each(r.state, width, rows, r.each, len(r.starts) * width + x.shape[1], out)
 
 
 def _zeros(rows: int, width: int) -> F32:
@@ -130,6 +158,7 @@ class Table:
         self._standard()
         self._marks, self._stamp = self._state.view(np.int32), 0
         self._marked: I32 | None = None
+        self._nothing = np.zeros((0, numbers), np.float32)
         self._before, self._total = np.zeros(0, np.int32), np.zeros(self.width + 1, np.float32)
         self.fresh: I32 = np.zeros(0, np.int32)
         """Rows that the last `admit` handed out."""
@@ -159,16 +188,17 @@ class Table:
 
         `learn`: `descend` is going to get the same `rows`, unchanged; their duplicates are found on the way.
         """
-        x, columns = self.own.apply(x, slot) if self.own else x, self.columns
-        if not learn:
-            gather(self._state, rows, columns, x, self.mean, self.scale, out)
-            return
-        self._next_marks(rows)
-        fused_rows.gather_to_learn(
-            self._state, self._marks, rows, columns.starts, columns.widths, x, self.mean, self.scale, out,
-            self._before, self._stamp,
+        read(self.reading(rows if learn else None), rows, x, slot, out, learn)
+
+    def reading(self, learned: I32 | None) -> Reading:
+        """For `read`; `learned`: the rows that it is going to be called with to learn, if it is."""
+        if learned is not None:
+            self._next_marks(learned)
+        c, own = self.columns, self.own
+        by_slot = (self._nothing, self._nothing, False) if own is None else (own.mean, own.scale, True)
+        return Reading(
+            self._state, self._marks, c.starts, c.widths, c.each, self.mean, self.scale, *by_slot, self._before, self._stamp
         )  # fmt: skip
-        _gather_each(self._state, rows, columns, x.shape[1], out)
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""

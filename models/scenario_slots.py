@@ -32,17 +32,17 @@ class Slots:
         self._sort()
 
     def _sort(self) -> None:
-        self._order = np.argsort(self.keys[: self.used[0]]) + 1
-        self._sorted = self.keys[self._order - 1]
+        self.order = np.argsort(self.keys[: self.used[0]]) + 1
+        self.sorted = self.keys[self.order - 1]
 
     def find(self, scenarios: U64) -> I64:
         """Slots (n,) of scenario hashes (n,), 0 where it has none."""
-        return _find(scenarios, self._sorted, self._order)
+        return find(scenarios, self.sorted, self.order)
 
     def admit(self, scenarios: U64) -> I64:
         """Like `find` for rows that are trained on: a new scenario takes a free slot while there is one."""
         found, used = self.find(scenarios), int(self.used[0])
-        if used == len(self.keys) or found.all():
+        if used == len(self.keys) or _strangers(found) == 0:
             return found
         new = np.unique(scenarios[found == 0])[: len(self.keys) - used]
         self.keys[used : used + len(new)] = new
@@ -70,7 +70,7 @@ class Slots:
 
 
 @kernel
-def _find(scenarios: U64, keys: U64, slots: I64) -> I64:
+def find(scenarios: U64, keys: U64, slots: I64) -> I64:
     """Slots of scenarios by their sorted keys; neighbouring rows are often of one."""
     out, last, place = np.zeros(len(scenarios), np.int64), np.uint64(0), -1
     for i in range(len(scenarios)):
@@ -79,6 +79,15 @@ def _find(scenarios: U64, keys: U64, slots: I64) -> I64:
         if place < len(keys) and keys[place] == last:
             out[i] = slots[place]
     return out
+
+
+@kernel
+def _strangers(slots: I64) -> int:
+    """How many have none."""
+    n = 0
+    for slot in slots:
+        n += slot == 0
+    return n
 
 
 @kernel

@@ -37,7 +37,11 @@ class Distinct(NamedTuple):
 
 def of(settings: config.MetaLearning, batch: base.Batch, codes: I64) -> Distinct:
     """The support rows of a minibatch, weighted by age if so configured and the times are known."""
-    found = distinct(batch, codes, settings.min_support, settings.support_rows)
+    return aged(settings, batch, distinct(batch, codes, settings.min_support, settings.support_rows))
+
+
+def aged(settings: config.MetaLearning, batch: base.Batch, found: Distinct) -> Distinct:
+    """`found` with weights by age, if so configured and the times are known."""
     if not settings.half_life_s or not len(batch.s_ts):
         return found
     share = np.zeros(found.place.shape, np.float32)
@@ -64,18 +68,31 @@ def by_age(ts: I64, half_life_s: float) -> F32:
 def distinct(batch: base.Batch, codes: I64, least: int, cap: int) -> Distinct:
     """Choose each list's newest `cap` rows, none where the mode is off or the list has fewer than `least` rows."""
     counts = np.ascontiguousarray(batch.n_support, np.int64)
-    wanted = (codes != modes.OFF) & (counts >= max(least, 1))
-    rows = len(batch.s_ids)
-    index, taken = np.zeros((len(counts), cap), np.int32), np.zeros(len(counts), np.int64)
-    if not wanted.any():
-        return Distinct(np.zeros(0, np.int64), index, taken, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    first = np.empty(rows, np.int64)
-    slots = np.empty(1 << (2 * max(rows, len(batch.ids))).bit_length(), np.int32)
-    s_ids, s_x = plain(batch.s_ids), plain(batch.s_x).view(np.uint32)
-    n = kernels.distinct(s_ids, s_x, plain(batch.s_label).view(np.uint32), counts, wanted, cap, index, taken, first, slots)
+    own = plain(batch.ids), plain(batch.x), plain(batch.s_ids), plain(batch.s_x), plain(batch.s_label)
+    return Distinct(*choose(*own, counts, codes, least, cap))
+
+
+@kernel
+def choose(
+    ids: U64, x: F32, s_ids: U64, s_x: F32, s_label: F32, counts: I64, codes: I64, least: int, cap: int
+) -> tuple[I64, I32, I64, I64, I64]:
+    """The arrays of `Distinct`, see `distinct`."""
+    lists, rows, wanted = len(counts), len(s_ids), False
+    index, taken, asks = np.zeros((lists, cap), np.int32), np.zeros(lists, np.int64), np.zeros(lists, np.bool_)
+    for t in range(lists):
+        asks[t] = codes[t] != modes.OFF and counts[t] >= max(least, 1)
+        wanted |= asks[t]
+    if not wanted:
+        nothing = np.zeros(0, np.int64)
+        return nothing, index, taken, nothing, nothing
+    size = 2
+    while size <= 2 * max(rows, len(ids)):
+        size *= 2
+    first, slots, words = np.empty(rows, np.int64), np.empty(size, np.int32), s_x.view(np.uint32)
+    n = kernels.distinct(s_ids, words, s_label.view(np.uint32), counts, asks, cap, index, taken, first, slots)
     extra, at = np.empty(n, np.int64), np.empty(n, np.int64)
-    more = _place(plain(batch.ids), plain(batch.x).view(np.uint32), s_ids, s_x, first[:n], slots, extra, at)
-    return Distinct(first[:n], index, taken, extra[:more], at)
+    more = _place(ids, x.view(np.uint32), s_ids, words, first[:n], slots, extra, at)
+    return first[:n], index, taken, extra[:more], at
 
 
 @kernel
@@ -88,13 +105,12 @@ def _hash(ids: U64, i: int) -> np.uint64:
 
 @kernel
 def _same(ids: U64, x: U32, i: int, s_ids: U64, s_x: U32, j: int) -> bool:
+    apart, different = np.uint64(0), np.uint32(0)
     for f in range(ids.shape[1]):
-        if ids[i, f] != s_ids[j, f]:
-            return False
-    same = True
+        apart |= ids[i, f] ^ s_ids[j, f]
     for f in range(x.shape[1]):
-        same = same and x[i, f] == s_x[j, f]
-    return same
+        different |= x[i, f] ^ s_x[j, f]
+    return apart == 0 and different == 0
 
 
 @kernel
