@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.kernels import GOLDEN, mix
-from models.vectors import add, address, ahead, write
+from models.vectors import add, address, ahead, row_address, write
 from models.vectors import squares as row_squares
 from state.kernels import kernel
 
@@ -62,7 +62,7 @@ def _rows_ahead(ids: int) -> int:
 @kernel
 def _pool(table: F32, width: int, rows: I32, starts: I64, widths: I64, i: int, later: int, size: int, out: F32) -> None:
     """One row's mean-pooled embeddings and first-order weights, absent ones zero; asks for `size` bytes of those `later`."""
-    place, line, target, one = address(table), table.strides[0], address(out[i]), np.float32(1)
+    place, line, target, one = address(table), table.strides[0], row_address(out, i), np.float32(1)
     first, more, here, ahead_of = out.shape[1] - len(starts), i + later < rows.shape[0], np.uintp(i), np.uintp(i + later)
     beside, weight_of = np.uintp(first), np.uintp(width)
     for c in range(np.uintp(len(starts))):
@@ -166,7 +166,7 @@ def _chain(
         c, present = of[f], 0
         for other in range(starts[c], starts[c] + widths[c]):
             present += rows[i, other] >= 0
-        share, slope = one / np.float32(present), address(gradient[i])
+        share, slope = one / np.float32(present), row_address(gradient, i)
         add(sums, slope + 4 * c * width, share, width)
         if apart[f] >= 0:
             add(sums, slope + 4 * (at + apart[f] * width), one, width)
@@ -201,11 +201,11 @@ def descend(
             if before[e] > 0 or widths[c] > 1 or apart[f] >= 0:
                 _chain(int(np.int64(e)), width, rows, starts, widths, of, apart, at, gradient, before, total)
                 source, weight = address(total), total[width]
-            row = state[np.uintp(r)]
-            square = row[square_of] + row_squares(source, width) * share
-            weight_square = row[square_of + np.uintp(1)] + weight * weight
-            row[square_of], row[square_of + np.uintp(1)] = square, weight_square
-            row[weight_of] -= step / (np.sqrt(weight_square) + tiny) * weight
+            k = np.uintp(r)
+            square = state[k, square_of] + row_squares(source, width) * share
+            weight_square = state[k, square_of + np.uintp(1)] + weight * weight
+            state[k, square_of], state[k, square_of + np.uintp(1)] = square, weight_square
+            state[k, weight_of] -= step / (np.sqrt(weight_square) + tiny) * weight
             add(place + r * line, source, -step / (np.sqrt(square) + tiny), width)
             changed += 1
     return changed

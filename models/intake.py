@@ -75,7 +75,7 @@ def enter(
     known = _Known(ids.field_of, ids.salts, ids.keys, ids.values, column, slots.sorted, slots.order)
     counts = np.ascontiguousarray(batch.n_support, np.int64)
     support = _Support(plain(batch.s_ids), plain(batch.s_x), plain(batch.s_label), counts)
-    inputs, slot, rows, label, *chosen = _enter(
+    inputs, slot, rows, label, chosen = _enter(
         table.reading(query.rows if learn else None), known, query, support, codes, settings.min_support,
         settings.support_rows, table.row, learn,
     )  # fmt: skip
@@ -85,11 +85,10 @@ def enter(
 @kernel
 def _enter(
     reading: Reading, known: _Known, query: Query, support: _Support, codes: I64, least: int, cap: int, row: int, learn: bool
-) -> tuple[F32, I64, I32, F32, I64, I32, I64, I64, I64]:  # fmt: skip
+) -> tuple[F32, I64, I32, F32, tuple[I64, I32, I64, I64, I64]]:  # fmt: skip
     """Inputs, slots, table rows of the extra support rows, labels of the distinct ones, and the arrays of `Distinct`."""
-    first, place, taken, extra, at = supports.choose(
-        query.ids, query.x, support.ids, support.x, support.label, support.counts, codes, least, cap
-    )
+    chosen = supports.choose(query.ids, query.x, support.ids, support.x, support.label, support.counts, codes, least, cap)
+    first, extra = chosen[0], chosen[3]
     n, more = len(query.rows), len(extra)
     inputs, slot = np.empty((n + more, row), np.float32), np.empty(n + more, np.int64)
     slot[:n] = query.slot
@@ -107,4 +106,4 @@ def _enter(
     label = np.empty((len(first), support.label.shape[1]), np.float32)
     for k in range(len(first)):
         label[k] = support.label[first[k]]
-    return inputs, slot, rows, label, first, place, taken, extra, at
+    return inputs, slot, rows, label, chosen

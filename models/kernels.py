@@ -206,7 +206,7 @@ def _same(i: int, j: int, ids: U64, x: U32, label: U32) -> bool:
         different |= x[i, f] ^ x[j, f]
     for f in range(label.shape[1]):
         different |= label[i, f] ^ label[j, f]
-    return apart == 0 and different == 0
+    return bool(apart == 0 and different == 0)
 
 
 @kernel

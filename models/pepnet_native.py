@@ -407,7 +407,7 @@ class Network:
     def _space(self, n: int, lists: towers.Lists) -> Workspace:
         """Memory for a call on n rows: what an earlier one left, if it is enough."""
         plan, rows = self.plan, len(lists.label)
-        tower = towers.room_needed(rows, int(lists.n_items.max()), len(lists.at), plan.objectives, self._entry, self._last)
+        tower = towers.room_needed(rows, rows, len(lists.at), plan.objectives, self._entry, self._last)
         needed = self._fixed + n * self._each + rows * self._trained + tower
         try:
             space = self._spare.pop()

@@ -110,7 +110,7 @@ def _same(ids: U64, x: U32, i: int, s_ids: U64, s_x: U32, j: int) -> bool:
         apart |= ids[i, f] ^ s_ids[j, f]
     for f in range(x.shape[1]):
         different |= x[i, f] ^ s_x[j, f]
-    return apart == 0 and different == 0
+    return bool(apart == 0 and different == 0)
 
 
 @kernel

@@ -107,13 +107,16 @@ def logits(active: F32, tower: Tower, offset: F32, start: int, out: F32) -> None
 
 
 @kernel
-def row_back(up: np.float32, z: F32, gate: F32, output: F32, dz: F32, dgate: F32) -> None:
-    """Add the gradients of one virtual row's pre-activation and gates from its logit's, all of them (H2,)."""
-    zero = np.float32(0)
-    for j in range(len(z)):
-        by, value = up * output[j], z[j]
-        dgate[j] += by * (zero if value < 0 else value)
-        dz[j] += by * gate[j] if value > 0 else zero
+def row_back(v: int, by: F32, z: F32, gate: F32, g: int, output: F32, dz: F32, dgate: F32, d: int) -> None:
+    """Add the gradients of pre-activation v and of gates g, to row d, from that of the row's logit, `by` (n, 1).
+
+    By numbers of rows: a slice of an array counts its users, which costs more than these few sums.
+    """
+    zero, o, up = np.float32(0), v % len(output), by[v, 0]
+    for j in range(z.shape[1]):
+        slope, value = up * output[o, j], z[v, j]
+        dgate[d, j] += slope * (zero if value < 0 else value)
+        dz[v, j] += slope * gate[g, j] if value > 0 else zero
 
 
 @kernel

@@ -187,7 +187,7 @@ def _next_step(
     logits(active, tower, support.offset, low, by)
     for v in range(count):
         by[v, 0] = error_of(by[v, 0], label[(low + v) // objectives, v % objectives]) * share[v]
-        row_back(by[v, 0], z[v], support.gate[low + v], tower.output[v % objectives], error[v], ignored[0])
+        row_back(v, by, z, support.gate, low + v, tower.output, error, ignored, 0)
     for v in range(count):
         bias[v % objectives] += by[v, 0]
         for j in range(width):
@@ -235,7 +235,7 @@ def adapted(
         begin, end = end, end + lists.n_items[block.first + t] * objectives
         output = change.output[t].reshape(objectives, width)
         for v in range(begin, end):
-            row_back(by[v, 0], z[v], meta.gate[start + v], output[v % objectives], dz[v], slopes.gate[start + v])
+            row_back(v, by, z, meta.gate, start + v, output, dz, slopes.gate, start + v)
     output_back(by, active, slopes)
     product(dz, change.back, products, False)
     _weigh(products, change, lists, block, objectives, 0.0)

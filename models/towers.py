@@ -61,7 +61,7 @@ def _plain(
     slopes.output[:] = 0
     slopes.bias[:] = 0
     for v in range(count):
-        row_back(by[v, 0], meta.z[v], meta.gate[v], tower.output[v % objectives], slopes.z[v], slopes.gate[v])
+        row_back(v, by, meta.z, meta.gate, v, tower.output, slopes.z, slopes.gate, v)
     output_back(by, active, slopes)
     return loss
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from models import base
 from models.matrices import product
-from models.vectors import add, address, squares
+from models.vectors import add, row_address, squares
 from state import config
 from state.kernels import kernel
 
@@ -134,11 +134,11 @@ def _pairs(x: F32, plan: Plan, own: Arrays, sums: Sums) -> None:
     numbers = x[:, embedded : embedded + plan.numbers]
     lengths, squared = np.empty((plan.numbers, 1), np.float32), np.empty((n, plan.numbers), np.float32)
     for j in range(plan.numbers):
-        lengths[j, 0] = squares(address(own.numbers[j]), width)
+        lengths[j, 0] = squares(row_address(own.numbers, j), width)
     product(numbers, own.numbers, sums.total, False)
     product(numbers, own.first.reshape(plan.numbers, 1), sums.first, True)
     for i in range(n):
-        row, total = address(x[i]), address(sums.total[i])
+        row, total = row_address(x, i), row_address(sums.total, i)
         for c in range(plan.categories):
             add(total, row + 4 * c * width, np.float32(1), width)
         sums.products[i, 0] = squares(row, embedded)
@@ -146,7 +146,7 @@ def _pairs(x: F32, plan: Plan, own: Arrays, sums: Sums) -> None:
             squared[i, j] = numbers[i, j] * numbers[i, j]
     product(squared, lengths, sums.products, True)
     for i in range(n):
-        sums.products[i, 0] = np.float32(0.5) * (squares(address(sums.total[i]), width) - sums.products[i, 0])
+        sums.products[i, 0] = np.float32(0.5) * (squares(row_address(sums.total, i), width) - sums.products[i, 0])
 
 
 @kernel
@@ -229,9 +229,9 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
         np.zeros(plan.numbers, np.float32),
     )
     for i in range(n):
-        row, into, by = address(x[i]), address(dx[i]), up[i, 0]
+        row, into, by = row_address(x, i), row_address(dx, i), up[i, 0]
         for c in range(plan.categories):
-            add(into + 4 * c * width, address(total[i]), by, width)
+            add(into + 4 * c * width, row_address(total, i), by, width)
         add(into, row, -by, embedded)
         for j in range(plan.numbers):
             scaled[i, j] = by * numbers[i, j]
@@ -245,10 +245,9 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
 
 def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> tuple[F32, F32, F32]:
     """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
-    found = [part.detach().numpy() for part in own]
     nothing = np.zeros(0, np.float32)
-    scale, first, numbers = (*found, *(nothing, nothing.reshape(0, plan.width))[len(found) - 1 :])
-    return scale, first, numbers
+    found = [*(part.detach().numpy() for part in own), *(nothing, nothing.reshape(0, plan.width))[len(own) - 1 :]]
+    return found[0], found[1], found[2]
 
 
 def added(own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan) -> torch.Tensor:
