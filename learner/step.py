@@ -172,9 +172,9 @@ class Trainer:
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
         codes, query = self.modes.codes(batch.scenario), intake.Query(plain(batch.ids), x, rows, slot)
         entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn)
-        inputs, slot, taken = entered.inputs, entered.slot, entered.found.taken
-        if learn:
-            codes = modes.learning(self.settings.meta, codes, taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
+        inputs, slot, wanted = entered.inputs, entered.slot, self.settings.meta
+        if learn and (wanted.unadapted == "original" or wanted.task_share < 1):
+            codes = modes.learning(wanted, codes, entered.found.taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
         if self.cold:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])
