@@ -6,13 +6,11 @@ from typing import Annotated
 import msgspec
 import typer
 
-from learner import publishing, rehearsal
-from learner.loop import Loop, layout_of
 from models import migration
 from state import config as configuration
-from state import disk_snapshots, snapshots
-from state.config import ConfigError
+from state import disk_snapshots
 from state.snapshots import Manifest
+from thousandfold import conversion
 
 app = typer.Typer(help="Load a model of one scenario as that scenario's own expert, without loss.")
 
@@ -40,26 +38,12 @@ def write(
     Raises:
         ConfigError: there is no snapshot, it is of another configuration, `into` has snapshots, or the two do not fit.
     """
-    manifest = disk_snapshots.newest_intact(source)
-    if manifest is None:
-        raise ConfigError(f"--from {source}: there is no intact snapshot; name the folder of snapshot.directory")
-    if (manifest.model, manifest.spec) != (old.model.name, layout_of(old).spec):
-        raise ConfigError(f"--from {source}: the snapshot was made with another model or features than --config says")
-    if disk_snapshots.versions(into):
-        raise ConfigError(f"--into {into}: has snapshots already; name a new folder")
-    every = (snapshots.SERVING, snapshots.TRAINING)
-    arrays = {name: array for part in every for name, array in disk_snapshots.read(source, manifest, part).items()}
+    manifest, arrays = conversion.opened(old, source, into)
     moved = migration.migrate(old, arrays, new, scenario)
-    publisher = publishing.Publisher(rehearsal.MemoryWriter(), lambda _: None, new.snapshot)
-    loop = Loop(new, rehearsal.MemorySource(), rehearsal.MemoryLog(), publisher)
+    loop, made = conversion.blank(new), conversion.begun(new, manifest)
     loop.trainer.load(loop.trainer.arrays() | moved)
-    made = Manifest(
-        version="", directory="", files={}, step=0, created_ms=manifest.created_ms + 1, spec=layout_of(new).spec,
-        model=new.model.name, offsets=(), trained_rows=manifest.trained_rows, seed=new.learner.seed, threads=new.learner.threads,
-        code=manifest.code,
-    )  # fmt: skip
     if made.spec == manifest.spec and new.topics == old.topics:
-        loop.seen.load({name.removeprefix("seen/"): array for name, array in arrays.items() if name.startswith("seen/")})
+        loop.seen.load(conversion.group(arrays, "seen"))
         made = msgspec.structs.replace(
             made, offsets=manifest.offsets, step=manifest.step, sequence=manifest.sequence, skipped=manifest.skipped
         )

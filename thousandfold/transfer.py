@@ -29,7 +29,7 @@ from models import base, losses, registry
 from models.meta import registry as meta
 from state import config as configuration
 from state import consistency
-from thousandfold import specs
+from thousandfold import new_objective
 from thousandfold.bench import logs, protocol, quality
 
 F32 = npt.NDArray[np.float32]
@@ -273,6 +273,27 @@ def _value(q: Quality, column: str) -> float:
     return float(getattr(q, column.lower()))
 
 
+def _into_a_deployment(
+    objective: str, spec: pathlib.Path | None, action: str | None, source: pathlib.Path | None, before: pathlib.Path | None,
+    into: pathlib.Path | None,
+) -> str:  # fmt: skip
+    """Write the snapshot, and say what to do with it."""
+    if source is None or into is None or spec is None or action is not None:
+        raise configuration.ConfigError(
+            "a snapshot with a new objective needs --from DIR, --into DIR and --spec NEW.toml, the configuration that declares "
+            "the objective (and no --action: the learner reads the same file)"
+        )
+    new = configuration.load(spec)
+    old = new_objective.without(new, objective) if before is None else configuration.load(before)
+    written = new_objective.write(old, source, new, into)
+    names = ", ".join(o.name for o in old.objectives)
+    return (
+        f"{into / written.version}: {names} predicted as before; {objective} starts fresh\n"
+        "its episodes have another label: new derived topics, kafka.group and store.prefix, and snapshot.directory there "
+        '(docs/operations.md, "A new objective"); then start the processes'
+    )
+
+
 app = typer.Typer()
 
 
@@ -290,13 +311,24 @@ def transfer(
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the parameters; default: learner.seed")] = None,
+    source: Annotated[
+        pathlib.Path | None, typer.Option("--from", help="measure nothing: folder with the snapshots of a deployment without it")
+    ] = None,
+    before: Annotated[
+        pathlib.Path | None,
+        typer.Option("--config", help="with --from: that deployment's configuration, if not --spec without it"),
+    ] = None,
+    into: Annotated[
+        pathlib.Path | None, typer.Option(help="with --from: folder for the snapshot with it, without any so far")
+    ] = None,
 ) -> None:
-    """A new objective alone, with all, on the frozen trunk and fine-tuned: the comparison in one table."""
+    """A new objective alone, with all, on the frozen trunk and fine-tuned, in one table; or put it into a snapshot (--from)."""
+    if source is not None or into is not None or before is not None:
+        print(_into_a_deployment(objective, spec, action, source, before, into))
+        return
     if mode not in {*MODES, "all"}:
         raise logs.LogError(f"--mode {mode!r}: there are {', '.join(MODES)} and all")
-    if spec is None and data != "ml1m":
-        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
-    config = configuration.load(spec or specs.path("ml1m"))
+    config = quality.configured(data, spec)
     if action is not None:
         config = with_objective(config, objective, action)
     for key, problem in consistency.contradictions(config):
