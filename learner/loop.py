@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from learner import baseline, drift, episodes, evidence, meta_inputs, policy, publishing, reports, seen
+from learner import baseline, drift, episodes, evidence, meta_inputs, policy, publishing, reports, seen, slot_watch
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
@@ -106,6 +106,7 @@ class Loop:
         compared = learner.baseline == "river" and bool(self._binary)
         self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
         self._drift = drift.Drift()
+        self._slot_watch = slot_watch.SlotWatch(shown.max_shown)
         self.policy = policy.Policy(settings.meta)
         self.keeper: meta_inputs.Keeper | None = None
         if support_store is not None:
@@ -239,6 +240,7 @@ class Loop:
         scores = np.full((len(VARIANTS), kept.rows, self.trainer.model.objectives), np.nan, np.float32)
         for minibatch in steps:
             self._train(minibatch, scores, kept, usable)
+        self._slot_watch.see(self.trainer.without_slot(kept.columns["scenario"]), self.trainer.room, kept.scenarios)
         self._spent("step")
         if self.keeper is not None:
             self.keeper.put(kept)
@@ -366,6 +368,7 @@ class Loop:
             embedding_rows=self.trainer.table.map.admitted,
             meta=self.trainer.modes,
             auto=self.policy.judged(),
+            room=self.trainer.room,
         )
         self._reporter.took(now_s, self._clock.monotonic_s())
         self._spent("report")

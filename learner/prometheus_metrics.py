@@ -41,6 +41,8 @@ class ReportCollector(Collector):
             ("snapshot_created_seconds", "Creation of the newest snapshot, seconds since 1970", report.snapshot[1]),
             ("embedding_rows", "Ids with a row of their own", report.embedding_rows),
             ("trained_rows", "Rows that the parameters have been trained on", report.trained_rows),
+            ("scenario_slots", "Scenarios that can have parameters of their own", report.room.slots),
+            ("scenario_slots_used", "Scenarios that have them", report.room.used),
             ("baseline_share", "Share of the users on which the river baseline runs", self._baseline_share),
         ):
             yield GaugeMetricFamily(PREFIX + name, help_text, value)
@@ -96,6 +98,7 @@ def _counters(report: Report) -> Iterable[Metric]:
         ("steps", "Steps planned, skipped ones included", report.step),
         ("snapshot_failures", "Snapshots that could not be written", report.snapshot_failures),
         ("diverged_adaptations", "Lists that kept the shared tower as their adaptation diverged", counts.diverged),
+        ("rows_without_slot", "Rows trained on whose scenario found all slots taken", report.room.rows_without),
         ("meta_input_rows", "Rows whose meta inputs were kept for serving", counts.support_rows),
         ("meta_input_failures", "Calls of the store for them that were not answered", counts.support_failures),
     ):

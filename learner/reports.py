@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from learner.policy import Judged
 from learner.prequential import Gain, Prequential, Quality
 from models import modes
+from models.scenario_slots import Room
 from state import control, ids
 
 EVERY_S = 1.0
 LONGEST_S = 30.0
 COST_SHARE = 0.02
+NO_ROOM = Room()
 
 
 @dataclasses.dataclass
@@ -52,6 +54,8 @@ class Report:
     """Where towers are adapted, as `in_force`."""
     auto: dict[str, Judged] = dataclasses.field(default_factory=dict)
     """What the policy makes of the scenarios that are `auto`."""
+    room: Room = NO_ROOM
+    """Slots of scenarios with parameters of their own."""
 
 
 def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mode]:
@@ -80,7 +84,7 @@ class Reporter:
 
     def report(
         self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
-        lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes, auto: dict[str, Judged],
+        lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes, auto: dict[str, Judged], room: Room,
     ) -> Report:  # fmt: skip
         """The report of now; the figures are computed again only if rows came in since the last one."""
         total = self._figures.total
@@ -97,7 +101,7 @@ class Reporter:
         rows = self._figures.rows_by_scenario()
         return Report(
             self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room,
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

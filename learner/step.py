@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import cold_items, optimizers, passes
+from learner import cold_items, optimizers, passes, widening
 from learner.meta import registry as meta_learners
 from models import base, cold, embedding, intake, losses, modes, moments, own_gains, registry, scenario_slots
 from models.meta import registry as meta
@@ -63,7 +63,7 @@ class Trainer:
         asked = cold.layout(settings)
         self.cold = cold_items.Generator(settings, asked) if asked else None
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
-        adapter = meta.build(settings, self.model)
+        self._adapter = adapter = meta.build(settings, self.model)
         self.shapes = meta.shapes(self.model, adapter)
         flat = meta.initial(self.model, adapter, settings.learner.seed)
         self.dense = flat.numpy()
@@ -207,9 +207,12 @@ class Trainer:
     def load(self, arrays: Arrays) -> None:
         """Take over a state that `arrays` returned (copied); continuing is then bit-identical.
 
+        A state with fewer scenario slots is taken over as well; the other slots are as at the start.
+
         Raises:
-            ValueError: an array is missing or has another shape than this configuration needs.
+            ValueError: an array is missing or has another shape than this configuration needs, or it has more slots.
         """
+        arrays = widening.widened(arrays, self._fresh(), self.shapes, self.settings.scenarios.slots)
         optimisers = (*self.adam.arrays(), *self.gains.arrays(), *(self.cold.arrays() if self.cold else ()))
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
@@ -228,3 +231,23 @@ class Trainer:
         if self.cold:
             self.cold.load(arrays)
         self.modes.load(arrays)
+
+    def _fresh(self) -> Arrays:
+        """What is kept by scenario slot, and the flat vectors, as a learner starts with them."""
+        s = self.settings
+        flat = meta.initial(self.model, self._adapter, s.learner.seed).numpy()
+        return {
+            "dense": flat, "dense.trained": flat, "moments.observed": np.zeros_like(self.table.observed),
+            **optimizers.Dense(len(flat), s.optimizer, optimizers.spans(self.shapes)).arrays(),
+            **scenario_slots.Slots(s.scenarios).arrays(), **own_gains.Gains(s).arrays(),
+        }  # fmt: skip
+
+    @property
+    def room(self) -> scenario_slots.Room:
+        """Slots of scenarios, and how they are used; none are where rows do not say their scenario."""
+        return self.slots.room if self._scenario >= 0 else self.slots.room._replace(rows_without=0)
+
+    def without_slot(self, scenarios: base.U64) -> base.U64:
+        """Those of these scenarios (hashes) that found all slots taken."""
+        full = self._scenario >= 0 and self.slots.room.used == self.slots.room.slots
+        return scenarios[~np.isin(scenarios, self.slots.keys)] if full else scenarios[:0]

@@ -202,6 +202,7 @@ class Model(Protocol):
     """A network as pure functions of its parameters. Rows never see one another: no statistics of a mixed batch."""
 
     shapes: Shapes
+    """By dotted name. What scenarios own has a part `own` in its name and lies slot by slot (`models.scenario_slots.OWN`)."""
     objectives: int
     """Logit columns, as in `Geometry`."""
 

@@ -50,6 +50,7 @@ def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: st
         config.ConfigError: the two configurations do not fit; the message names the setting of the new one and what it must be.
     """
     refuse(old, new)
+    old = scenario_slots.as_trained(old, arrays)
     slots = scenario_slots.Slots(old.scenarios)
     slots.load(arrays)
     mine = slots.find(np.array([ids.of(scenario)], np.uint64))

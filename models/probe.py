@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from models import adaptation, base
+from models import adaptation, base, scenario_slots
 from state import config
 
 ROWS = 3
@@ -30,6 +30,13 @@ def model(settings: config.Config, found: Any) -> base.Model:
     geometry = base.geometry(settings)
     if made.objectives != geometry.objectives:
         raise refuse(f"has objectives = {made.objectives}, the configuration needs {geometry.objectives} logit columns")
+    slots = settings.scenarios.slots + 1
+    for name, shape in made.shapes.items():
+        if scenario_slots.OWN in name.split(".") and (not shape or shape[0] % slots):
+            raise refuse(
+                f"declares {name} of {tuple(shape)}; what scenarios own has {slots} times as many rows as each owns "
+                "(scenarios.slots, and nobody's), else call it otherwise"
+            )
     flat = made.initial(0)
     if flat.shape != (base.size(made.shapes),):
         raise refuse(f"initial() gave a vector of {tuple(flat.shape)}, its shapes need {(base.size(made.shapes),)}")

@@ -6,9 +6,11 @@ serves it from what scenarios share. A scenario gets a slot with its first train
 its rows have earned it, n / (n + `scenarios.prior_rows`), so that a small one is not starved by weights that it cannot train.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +21,40 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 SERVING = ("slots.keys", "slots.rows", "slots.used")
+OWN = "own"
+"""A part of the dotted name of a parameter that scenarios own: its numbers lie slot by slot, as many for each."""
+
+
+class Room(NamedTuple):
+    """Slots there are, slots in use, and rows trained on since the model began whose scenario found none."""
+
+    slots: int = 0
+    used: int = 0
+    rows_without: int = 0
+
+
+class Span(NamedTuple):
+    """A parameter that scenarios own: where it starts in the flat vector, and its numbers for each slot."""
+
+    start: int
+    each: int
+
+
+def owned(shapes: Mapping[str, tuple[int, ...]], slots: int) -> list[Span]:
+    """The parameters of these shapes that scenarios own, in the order of the flat vector."""
+    found, at = [], 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if OWN in name.split(".") and size:
+            found.append(Span(at, size // (slots + 1)))
+        at += size
+    return found
+
+
+def as_trained(settings: config.Config, arrays: Mapping[str, npt.NDArray[Any]]) -> config.Config:
+    """The configuration with as many slots as the snapshot of `arrays` has."""
+    slots = len(arrays["slots.keys"])
+    return msgspec.structs.replace(settings, scenarios=msgspec.structs.replace(settings.scenarios, slots=slots))
 
 
 class Slots:
@@ -49,6 +85,11 @@ class Slots:
         self.used[0] += len(new)
         self._sort()
         return self.find(scenarios)
+
+    @property
+    def room(self) -> Room:
+        """What is left of it."""
+        return Room(len(self.keys), int(self.used[0]), int(self.rows[0]))
 
     def observe(self, slots: I64) -> None:
         """Count rows (n,) that were trained on; those of slot 0 are scenarios that found no room."""

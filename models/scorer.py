@@ -65,7 +65,7 @@ class Scorer:
     """A published model. A row's score does not depend on the rows beside it."""
 
     def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
-        """Copy the arrays that `Trainer.serving_names` names.
+        """Copy the arrays that `Trainer.serving_names` names. They say how many scenario slots there are.
 
         `native` takes the native network that `model.native` asks for (`models.meta.registry.network`); False leaves it out
         whatever the configuration says, and torch does the same work, slower.
@@ -74,15 +74,16 @@ class Scorer:
             ValueError: an array is missing or does not fit the configuration.
             config.ConfigError: the configuration names an unknown model, or asks for a native network where there is none.
         """
-        self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
-        self._adapter = meta.build(settings, self.model)
-        shapes = meta.shapes(self.model, self._adapter)
         self._cold = cold.layout(settings)
         generated = (cold.WEIGHT,) if self._cold else ()
         needed = ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *generated)
         missing = [n for n in needed if n not in arrays]
         if missing:
             raise ValueError(f"snapshot lacks {', '.join(missing)}; it was written by another version or is not whole")
+        settings = scenario_slots.as_trained(settings, arrays)
+        self.settings, self.model, self._geometry = settings, registry.build(settings), base.geometry(settings)
+        self._adapter = meta.build(settings, self.model)
+        shapes = meta.shapes(self.model, self._adapter)
         numbers, width = len(self._geometry.numbers), self._geometry.width
         slots = settings.scenarios.slots
         wanted = {

@@ -115,7 +115,11 @@ class Scenarios(spec.Section, frozen=True):
     max_shown: Annotated[int, Meta(ge=1, description="scenarios with metrics of their own; more share `other`")] = 256
     slots: Annotated[
         int,
-        Meta(ge=1, le=1024, description="scenarios that a model can give parameters of their own; more are served as shared"),
+        Meta(
+            ge=1,
+            le=1024,
+            description="scenarios that a model can give parameters of their own; more are served as shared. May be raised later",
+        ),
     ] = 16
     prior_rows: Annotated[
         float, Meta(gt=0, description="a scenario's own parameters count n / (n + this) after n training rows")

@@ -478,3 +478,23 @@ def test_a_switch_to_auto_begins_with_nothing_and_one_away_from_it_ends_it() -> 
     assert bench.loop.trainer.modes.code(ids.of("odd")) == modes.OFF
     assert list(bench.loop.policy.scenarios) == [ids.of("even")]
     assert bench.loop.trainer.modes.code(ids.of("even")) == modes.ON
+
+
+def test_scenarios_without_a_slot_are_named_in_the_log_and_their_rows_reported(caplog: pytest.LogCaptureFixture) -> None:
+    text = TEXT.replace('source = "item_id" }', 'source = "item_id" }, { name = "scenario", source = "scenario" }')
+    settings = config.parse(text.replace("[scenarios]", "[scenarios]\nslots = 1"))
+    at = [c.name for c in settings.features.categories].index("scenario")
+    messages = []
+    for offset in range(4):
+        made = rehearsal.message(settings, offset, seed=offset)
+        head, packed = columns.unpack(made.value)
+        packed = {name: array.copy() for name, array in packed.items()}
+        packed["ids"][:, at] = np.repeat(packed["scenario"], packed["n_items"])
+        messages.append(made._replace(value=columns.pack(packed, spec=head["spec"], scenarios=head["scenarios"])))
+    with caplog.at_level(logging.WARNING, "learner.slot_watch"):
+        loop = Bench(messages, settings).run().loop
+    loop._report(0.0)
+    assert [r.getMessage().split(" gets ")[0] for r in caplog.records] in (["scenario odd"], ["scenario even"])
+    rows = int(loop.trainer.slots.rows[0])
+    assert 0 < rows < loop.trained_rows
+    assert loop.report.room == (1, 1, rows)

@@ -61,6 +61,14 @@ class Misread(Good):
         return super().trunk(parameters, inputs._replace(x=inputs.x[:, :3]))
 
 
+class Misplaced(Good):
+    """Scenarios own weights that lie by input and not by slot."""
+
+    def __init__(self, settings: config.Config) -> None:
+        super().__init__(settings)
+        self.shapes = self.shapes | {"own.enter.weight": (6, settings.scenarios.slots + 1)}
+
+
 def settings(name: str) -> config.Config:
     return minibatches.settings(2, model={"name": f"{HERE}:{name}"})
 
@@ -87,6 +95,7 @@ def test_a_model_of_ones_own_trains_and_is_published_with_its_adaptation() -> No
         ("OtherTower", "end in models.base.tower"),
         ("Misread", "cannot score 3 rows"),
         ("HERE", "is not a class or function"),
+        ("Misplaced", r"declares own\.enter\.weight of \(6, 4\); what scenarios own has 4 times"),
     ],
 )
 def test_a_model_that_breaks_the_contract_is_refused_with_the_cause(name: str, said: str) -> None:

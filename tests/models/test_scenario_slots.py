@@ -64,3 +64,22 @@ def test_training_hands_out_slots_and_serving_reads_them_from_the_snapshot() -> 
     assert int(trainer.slots.rows.sum()) == rows + len(batch.ids)
     arrays = {name: array.copy() for name, array in trainer.arrays().items() if name in trainer.serving_names}
     assert scorer.Scorer(settings, arrays).score(batch.ids, batch.x, 2, None).plain.shape == (len(batch.ids), 1)
+
+
+def test_a_parameter_is_a_scenarios_own_by_a_whole_part_of_its_name() -> None:
+    shapes = {"down.weight": (8, 2), "own.tower.bias": (4, 3), "bottom.own.0.weight": (8, 5, 2), "own.nothing": (4, 0)}
+    assert scenario_slots.owned(shapes, 3) == [(16, 3), (28, 20)]
+
+
+@pytest.mark.parametrize("served", [2, 3, 5])
+def test_serving_has_as_many_slots_as_the_snapshot_whatever_its_configuration_says(served: int) -> None:
+    model = {"name": "shared_bottom", "own_towers": True, "moments": "scenario"}
+    settings = minibatches.settings(model=model)
+    trainer = step.Trainer(settings)
+    for i in range(6):
+        trainer.step(minibatches.minibatch(settings, i), i)
+    arrays = {name: array.copy() for name, array in trainer.arrays().items() if name in trainer.serving_names}
+    batch = minibatches.minibatch(settings, 9, scenario=2)
+    elsewhere = minibatches.settings(model=model, scenarios={"slots": served})
+    found = scorer.Scorer(elsewhere, arrays).score(batch.ids, batch.x, 2, None).plain
+    assert np.allclose(found, trainer.score(batch).unadapted, atol=1e-6)
