@@ -369,6 +369,7 @@ class Loop:
             meta=self.trainer.modes,
             auto=self.policy.judged(),
             room=self.trainer.room,
+            engine=self.trainer.choice,
         )
         self._reporter.took(now_s, self._clock.monotonic_s())
         self._spent("report")

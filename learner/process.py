@@ -47,6 +47,7 @@ def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[
     supports = redis_supports.RedisSupports(settings) if settings.support.mode == "meta_inputs" else None
     origin = loop.Origin(_code(), started_ms)
     learner = loop.Loop(settings, source, output, publisher, origin=origin, support_store=supports)
+    log.info("engine of the steps: %s", learner.trainer.choice)
     refused = _resume(settings, learner)
     writer.prepare(learner.parts())
     learner.offsets = source.assign(learner.offsets)

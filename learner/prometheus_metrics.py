@@ -57,6 +57,10 @@ class ReportCollector(Collector):
             meta.add_metric((scenario, mode), 1)
         yield meta
         yield from _auto(report)
+        engine = GaugeMetricFamily(PREFIX + "engine_info", "1: what runs the steps, and why", labels=("engine", "reason"))
+        if report.engine is not None:
+            engine.add_metric(report.engine, 1)
+        yield engine
 
 
 def _qualities(report: Report) -> Iterable[Metric]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from learner.policy import Judged
 from learner.prequential import Gain, Prequential, Quality
 from models import modes
+from models.engines import Choice
 from models.scenario_slots import Room
 from state import control, ids
 
@@ -56,6 +57,8 @@ class Report:
     """What the policy makes of the scenarios that are `auto`."""
     room: Room = NO_ROOM
     """Slots of scenarios with parameters of their own."""
+    engine: Choice | None = None
+    """What runs the steps."""
 
 
 def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mode]:
@@ -85,6 +88,7 @@ class Reporter:
     def report(
         self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
         lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes, auto: dict[str, Judged], room: Room,
+        engine: Choice,
     ) -> Report:  # fmt: skip
         """The report of now; the figures are computed again only if rows came in since the last one."""
         total = self._figures.total
@@ -101,7 +105,7 @@ class Reporter:
         rows = self._figures.rows_by_scenario()
         return Report(
             self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room, engine,
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

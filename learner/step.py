@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import cold_items, optimizers, passes, widening
-from learner.meta import registry as meta_learners
-from models import base, cold, embedding, intake, losses, modes, moments, own_gains, registry, scenario_slots
+from learner import cold_items, engines, optimizers, passes, widening
+from models import base, cold, embedding, intake, modes, moments, own_gains, registry, scenario_slots
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -55,7 +54,7 @@ class Trainer:
         """
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
-        self.model, plan = registry.build(settings), losses.plan(settings.objectives)
+        self.model = registry.build(settings)
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
@@ -70,19 +69,7 @@ class Trainer:
         self.gradient = base.Gradient(self.shapes)
         self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
         self.adam.average[:] = self.dense
-        known = plan.plain and meta.native(settings.meta)
-        network = meta.network(settings, self.model, flat) if native else None
-        outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
-        self.engine: passes.Engine
-        place = passes.device(settings)
-        if place != "cpu":
-            self.engine = passes.OnDevice(settings, outer, flat, self.gradient, place)
-        elif network is not None:
-            self.engine = passes.Native(network, self.gradient)
-        elif compiled and known and "tower.weight" in self.model.fast_parameters():
-            self.engine = passes.compiled(self.model, settings, flat, self.gradient)
-        else:
-            self.engine = passes.Autograd(self.model, adapter, outer, settings, flat, self.gradient.flat)
+        self.engine, self.choice = engines.choose(settings, self.model, adapter, flat, self.gradient, native, compiled)
 
     @property
     def serving_names(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from models import (
     base,
     cold,
     embedding,
+    engines,
     kernels,
     losses,
     modes,
@@ -108,6 +109,7 @@ class Scorer:
         self._parameters, self._plan = base.views(flat, shapes), losses.plan(settings.objectives)
         self._fast = meta.fast(self._parameters, self.model, self._adapter)
         self._native = meta.network(settings, self.model, flat) if native else None
+        self.choice = self._choice(native)
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
         self._gains = np.array(arrays["gains.value"], np.float32)
@@ -116,6 +118,14 @@ class Scorer:
         self.modes = modes.Modes(settings.meta)
         if "meta.configured" in arrays:
             self.modes.load(arrays)
+
+    def _choice(self, native: bool) -> engines.Choice:
+        """What adapted scores are computed by; support as meta inputs is torch's, whatever scores without support."""
+        if self._native is None:
+            return engines.Choice("torch", engines.unnative(self.settings) if native else "a scorer without the native network")
+        if self.settings.support.mode == "meta_inputs":
+            return engines.Choice("torch", 'support.mode = "meta_inputs"')
+        return engines.Choice("native", "")
 
     def score(self, ids: U64, x: F32, scenario: int, support: base.Support | base.Known | None) -> Scored:
         """Score candidates: ids (n, F), raw numbers (n, D) of one user in one scenario, adapted to `support` if given.

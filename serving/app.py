@@ -172,7 +172,7 @@ class Service:
         """Note that `model` answers from now on."""
         self._apply_switches(model.scorer)
         self.metrics.swapped(model)
-        log.info("model %s, step %d, answers from now on", model.version, model.step)
+        log.info("model %s, step %d, answers from now on; engine: %s", model.version, model.step, model.scorer.choice)
 
     async def look(self) -> None:
         """Look for a newer snapshot once; a defect is logged and the current model goes on."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models import modes
+from models import engines, modes
 from models.base import Known, Support
 from models.scorer import Task
 from state import meta_supports
@@ -45,6 +45,7 @@ class Scores(Protocol):
     modes: modes.Modes
     trunk: meta_supports.Trunk | None
     shape: meta_supports.Shape
+    choice: engines.Choice
 
     def score(
         self, ids: npt.NDArray[np.uint64], x: npt.NDArray[np.float32], scenario: int, support: Support | Known | None

@@ -37,6 +37,12 @@ class Metrics:
         self.diverged = Counter("thousandfold_diverged_adaptations", "adaptations held or taken back", registry=self.registry)
         self.step = Gauge("thousandfold_model_step", "training step of the model that answers", registry=self.registry)
         self.created = Gauge("thousandfold_model_created_seconds", "when the model that answers was made", registry=self.registry)
+        self.engine = Gauge(
+            "thousandfold_engine_info",
+            "1: what scores, and why",
+            ["engine", "reason"],
+            registry=self.registry,
+        )
         self.first_score = Gauge(
             "thousandfold_version_first_score_seconds",
             f"when a version first scored, of the last {REMEMBERED}",
@@ -66,6 +72,8 @@ class Metrics:
         self.swaps.inc()
         self.step.set(model.step)
         self.created.set(model.created_ms / 1000)
+        self.engine.clear()
+        self.engine.labels(*model.scorer.choice).set(1)
 
     def first_scored(self, version: str, at_ms: int) -> None:
         """A version answered for the first time; the oldest of more than REMEMBERED is dropped."""

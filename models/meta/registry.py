@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from models import base, losses
+from models import base, engines, losses
 from models.meta import adapters, anil, bias, cavia, film, fomaml, learned_update, maml, meta_sgd, paml, ridge
 from state import config
 
@@ -32,11 +32,6 @@ def build(settings: config.Config, model: base.Model) -> adapters.Adapter:
     return ADAPTERS[settings.meta.algorithm](given)
 
 
-def native(settings: config.MetaLearning) -> bool:
-    """Whether hand-written networks know this: first-order MAML, support rows of equal weight, no decay."""
-    return settings.algorithm == "fomaml" and not (settings.half_life_s or settings.inner_decay)
-
-
 def network(settings: config.Config, model: base.Model, flat: torch.Tensor) -> base.NativeTrunk | None:
     """The native network over the model's parameters that `model.native` asks for; None: torch does the work.
 
@@ -46,14 +41,11 @@ def network(settings: config.Config, model: base.Model, flat: torch.Tensor) -> b
     wanted = settings.model.native
     if wanted is False:
         return None
-    if not losses.plan(settings.objectives).plain:
-        found, problem = None, "knows binary objectives of every scenario only"
-    elif not native(settings.meta):
-        found, problem = None, 'knows meta.algorithm = "fomaml" without half_life_s and inner_decay only'
-    else:
-        found, problem = model.native(flat), f'is not there for model.name = "{settings.model.name}" as it is configured'
+    found = None if engines.obstacle(settings) else model.native(flat)
     if found is None and wanted is True:
-        raise config.ConfigError(f'model.native: true, but a native network {problem}; set it to "auto" or false')
+        raise config.ConfigError(
+            f'model.native: true, but a native network is ruled out by {engines.unnative(settings)}; set it to "auto" or false'
+        )
     return found
 
 

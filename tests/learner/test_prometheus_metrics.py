@@ -12,6 +12,7 @@ from learner import prometheus_metrics
 from learner.policy import Judged
 from learner.prequential import Gain, Quality
 from learner.reports import Counts, Report
+from models.engines import Choice
 from models.scenario_slots import Room
 
 NAN = float("nan")
@@ -33,6 +34,7 @@ REPORT = Report(
     meta={"*": "on", "home": "fine_tune_only", "search": "auto"},
     auto={"search": Judged(True, 1.5, 2.0, 3)},
     room=Room(16, 5, 12),
+    engine=Choice("autograd", "meta.inner_decay"),
 )
 
 
@@ -70,6 +72,7 @@ def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> N
         'thousandfold_meta_auto_evidence_wanted{scenario="search"} 2.0',
         'thousandfold_meta_auto_changes_total{scenario="search"} 3.0',
         "thousandfold_snapshots_refused_total 2.0",
+        'thousandfold_engine_info{engine="autograd",reason="meta.inner_decay"} 1.0',
         "thousandfold_scenario_slots 16.0",
         "thousandfold_scenario_slots_used 5.0",
         "thousandfold_rows_without_slot_total 12.0",

@@ -37,9 +37,9 @@ def test_without_it_torch_trains_and_scores_the_same() -> None:
     ("sections", "reason"),
     [
         ({"model": {"name": "mmoe"}}, r'model\.name = "mmoe"'),
-        ({"model": {"use_ppnet": False}}, r'model\.name = "pepnet" as it is configured'),
+        ({"model": {"use_ppnet": False}}, r'model\.name = "pepnet", which has no native network as it is configured'),
         ({"meta": {"algorithm": "anil"}}, r"meta\.algorithm"),
-        ({"objectives": (config.Objective(name="o", action="a", kind="regression"),)}, "binary objectives of every scenario"),
+        ({"objectives": (config.Objective(name="o", action="a", kind="regression"),)}, r'objectives\[0\]\.kind = "regression"'),
     ],
 )
 def test_demanding_it_where_there_is_none_is_refused_with_the_reason(sections: dict[str, Any], reason: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import modes
+from models import engines, modes
 from models.scorer import Scored, Task
 from serving import app, exploration, live, requests, scoring
 from state import config as configuration
@@ -43,6 +43,7 @@ class ByPlace:
     modes = modes.Modes(CONFIG.meta)
     trunk: meta_supports.Trunk | None = None
     shape = meta_supports.Shape(1, 1, 1, 1)
+    choice = engines.Choice("native", "")
 
     def observed(self, _scenario: int) -> tuple[int, Any]:
         return 0, np.zeros((5, 1))

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import strategies as st
 
-from models import base, modes
+from models import base, engines, modes
 from models.scorer import Scored, Task
-from serving import requests, scoring
+from serving import live, metrics, requests, scoring
 from serving.problems import Problem
 from state import config as configuration
 from state import features, ids, memory_store, meta_supports, records, supports
@@ -36,6 +36,7 @@ class Remembering:
 
     trunk: meta_supports.Trunk | None = None
     shape = meta_supports.Shape(1, 2, 1, 1)
+    choice = engines.Choice("native", "")
 
     def __init__(self) -> None:
         self.modes = modes.Modes(CONFIG.meta)
@@ -175,3 +176,12 @@ def test_a_score_that_is_no_number_is_a_problem() -> None:
     with pytest.raises(Problem) as caught:
         made.finish(scorer, made.begin(asked(), TS, 0.0), None, [None], 0.0)
     assert (caught.value.status, caught.value.code) == (500, "not_finite")
+
+
+def test_metrics_name_the_engine_of_the_model_that_answers_and_no_other() -> None:
+    counted, slow = metrics.Metrics(), Remembering()
+    counted.swapped(live.Model("1", 1, 1, Remembering()))
+    slow.choice = engines.Choice("torch", 'support.mode = "meta_inputs"')
+    counted.swapped(live.Model("2", 2, 2, slow))
+    lines = [line for line in counted.text().decode().splitlines() if line.startswith("thousandfold_engine_info{")]
+    assert lines == ['thousandfold_engine_info{engine="torch",reason="support.mode = \\"meta_inputs\\""} 1.0']

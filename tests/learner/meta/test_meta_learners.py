@@ -368,12 +368,6 @@ def test_an_objective_that_some_support_rows_lack_shares_its_weight_among_those_
     assert wanted.weight[:, 0].tolist() == pytest.approx([0.0, 0.6, 0.4])
 
 
-@pytest.mark.parametrize("changed", [{"half_life_s": 60.0}, {"inner_decay": 0.5}, {"algorithm": "maml"}])
-def test_the_native_network_is_left_to_what_it_knows(changed: dict[str, Any]) -> None:
-    assert meta.native(config.MetaLearning())
-    assert not meta.native(msgspec.structs.replace(config.MetaLearning(), **changed))
-
-
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_native_network_moves_few_rows_as_little_as_autograd_does(steps: int) -> None:
     settings = minibatches.settings(2, meta={"inner_rate": 0.8, "inner_steps": steps, "prior_rows": 5.0})
