@@ -245,6 +245,7 @@ class Loop:
         if self.keeper is not None:
             self.keeper.put(kept)
             self.counts.support_rows, self.counts.support_failures = self.keeper.rows, self.keeper.failures
+            self.counts.foreign_supports = self.keeper.foreign
             self._spent("supports")
         self._measure(kept, scores, [minibatch.stop for minibatch in steps])
 

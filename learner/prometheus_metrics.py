@@ -104,6 +104,7 @@ def _counters(report: Report) -> Iterable[Metric]:
         ("diverged_adaptations", "Lists that kept the shared tower as their adaptation diverged", counts.diverged),
         ("rows_without_slot", "Rows trained on whose scenario found all slots taken", report.room.rows_without),
         ("meta_input_rows", "Rows whose meta inputs were kept for serving", counts.support_rows),
+        ("foreign_supports", "Sets of meta inputs of another spec or model, which start empty", counts.foreign_supports),
         ("meta_input_failures", "Calls of the store for them that were not answered", counts.support_failures),
     ):
         yield CounterMetricFamily(PREFIX + name, help_text, count)

@@ -34,6 +34,8 @@ class Counts:
     """Rows whose meta inputs were written for serving."""
     support_failures: int = 0
     """Reads and writes of them that the store did not answer."""
+    foreign_supports: int = 0
+    """Sets of them that another feature spec, objective or model had left; they started empty."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,9 @@ class Group(faust_stage.Stage):
     def __init__(self, shell: faust_stage.Shell) -> None:
         super().__init__(shell, MESSAGES_PER_BATCH)
         self._core = group.Group(self.config)
-        self._duplicates = 0
+        metrics = shell.metrics
+        self._counters = (metrics.duplicates.labels(self.name), metrics.foreign, metrics.trimmed)
+        self._shown = (0, 0, 0)
 
     def forget(self) -> None:
         """Drop the sets that were read: others may write them now."""
@@ -135,8 +137,10 @@ class Group(faust_stage.Stage):
 
     def _show(self, taken: list[group.Message]) -> None:
         self.count(lists=sum(len(c["task"]) for _, c in taken), rows=sum(len(c["item"]) for _, c in taken))
-        self.shell.metrics.duplicates.labels(self.name).inc(self._core.duplicates - self._duplicates)
-        self._duplicates = self._core.duplicates
+        now = (self._core.duplicates, self._core.foreign, self._core.trimmed)
+        for counter, count, shown in zip(self._counters, now, self._shown, strict=True):
+            counter.inc(count - shown)
+        self._shown = now
 
 
 def connect(app: faust.App, shell: faust_stage.Shell, names: tuple[Name, ...]) -> list[faust_stage.Stage]:

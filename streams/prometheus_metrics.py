@@ -18,6 +18,8 @@ class Metrics:
         self.late_actions = self._counter("late_actions", "Actions outside the window of their list")
         self.source_rows = self._counter("source_rows", "Rows that carried an attribute which the feature spec reads", "source")
         self.duplicates = self._counter("duplicates", "Repeated input that was recognised", "stage")
+        self.foreign = self._counter("foreign_supports", "Support sets of another feature spec, which start empty")
+        self.trimmed = self._counter("trimmed_support_rows", "Support rows left out of an episode that was full")
         self.open_lists = self._gauge("open_lists", "Lists whose window has not passed", "partition")
         self.watermark = self._gauge("watermark_ms", "Event time up to which input is complete", "partition")
         self.lag = self._gauge("lag_messages", "Messages in the topic that were not taken yet", "topic", "partition")

@@ -12,7 +12,7 @@ from tests import minibatches
 
 
 def declared(objective: dict[str, Any] | None = None, **sections: dict[str, Any]) -> config.Config:
-    found = minibatches.settings(**sections)
+    found = minibatches.settings(1, **sections)
     if objective is None:
         return found
     return msgspec.structs.replace(

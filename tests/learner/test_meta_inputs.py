@@ -164,3 +164,13 @@ def test_a_store_that_is_away_is_counted_and_learning_goes_on() -> None:
     bench = Bench(Away()).run()
     assert bench.loop.counts.support_failures > 0
     assert bench.loop.trained_rows > 0
+
+
+def test_sets_of_another_model_are_reported_and_start_empty() -> None:
+    bench = Bench()
+    other = meta_supports.layout(SETTINGS, bench.keeper.shape._replace(gate=6))
+    left = supports.pack(other, np.zeros(2, other.dtype))
+    bench.store.sets = dict.fromkeys(range(1, 21), left)
+    bench.run()
+    bench.loop._report(0.0)
+    assert bench.loop.report.counts.foreign_supports == bench.keeper.foreign == len(bench.sets()) > 10
