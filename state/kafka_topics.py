@@ -22,6 +22,8 @@ from state.config import Config, Refused
 
 KEPT_FOR_EVER = -1
 HINT = "run: thousandfold topics create --config FILE"
+REFUSALS = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 the library's public names of the codes
+"""What waiting longer does not mend."""
 
 
 class Topic(NamedTuple):
@@ -132,18 +134,24 @@ def connected(config: Config, *, timeout_s: float) -> tuple[AdminClient, Cluster
     """
     told: list[KafkaError] = []
     admin = AdminClient(kafka_settings.client(config, log_level=0, error_cb=told.append))
-    try:
-        return admin, admin.list_topics(timeout=timeout_s)
-    except KafkaException as error:
-        # The exception says only that no answer came; why is told to the callback, by the way.
-        admin.poll(0)
-        reasons = [e.str() for e in told if e.code() != KafkaError._ALL_BROKERS_DOWN]  # noqa: SLF001 the library's public name of the code
-        why = reasons[-1] if reasons else error.args[0].str()
-        raise BrokerUnreachable(
-            f"no broker answered at {config.kafka.bootstrap} within {timeout_s:g} s ({why}); "
-            "check kafka.bootstrap and security, or run: thousandfold doctor",
-            why,
-        ) from error
+    began, patience_s = time.monotonic(), 1.0
+    while True:
+        left_s = timeout_s - (time.monotonic() - began)
+        try:
+            return admin, admin.list_topics(timeout=max(0.0, min(patience_s, left_s)))
+        except KafkaException as error:
+            # The exception says only that no answer came; why is told to the callback, by the way.
+            admin.poll(0)
+            if left_s > patience_s and not {e.code() for e in told} & REFUSALS:
+                patience_s *= 2
+                continue
+            reasons = [e.str() for e in told if e.code() != KafkaError._ALL_BROKERS_DOWN]  # noqa: SLF001 the library's public name of the code
+            why = reasons[-1] if reasons else error.args[0].str()
+            raise BrokerUnreachable(
+                f"no broker answered at {config.kafka.bootstrap} within {timeout_s:g} s ({why}); "
+                "check kafka.bootstrap and security, or run: thousandfold doctor",
+                why,
+            ) from error
 
 
 def _create_missing(admin: AdminClient, config: Config, rows: list[Topic], timeout_s: float) -> list[str]:

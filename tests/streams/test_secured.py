@@ -107,7 +107,7 @@ def test_topics_are_made_and_a_list_goes_through_all_stages(
     kafka.impression("r", "u", now_ms, ["a", "b"])
     kafka.click("r", "u", now_ms + 200, "b")
     kafka.flush()
-    eventually(lambda: kafka.labels(made.config.topics.episodes))
+    eventually(lambda: kafka.labels(made.config.topics.episodes), timeout_s=60.0)
     assert kafka.labels(made.config.topics.episodes) == {ids.of("r"): {ids.of("b")}}
     assert worker.stop() == 0
 
@@ -121,13 +121,13 @@ def test_what_the_broker_refuses_is_named_with_the_reason(
         security={**secured_broker.security, "kafka_ca_file": str(tmp_path / "stranger.pem")},
     )
     with pytest.raises(kafka_topics.BrokerUnreachable, match="certificate"):
-        kafka_topics.check(wrong.config, timeout_s=2.0)
+        kafka_topics.check(wrong.config, timeout_s=30.0)
     if secured_broker.security["kafka_protocol"] == "SSL":
         return
     monkeypatch.setenv("THOUSANDFOLD_KAFKA_PASSWORD", "guessed")
     right = make_config(kafka={"bootstrap": secured_broker.bootstrap}, security=secured_broker.security)
     with pytest.raises(kafka_topics.BrokerUnreachable, match=r"(?i)authentication"):
-        kafka_topics.check(right.config, timeout_s=2.0)
+        kafka_topics.check(right.config, timeout_s=30.0)
 
 
 def test_a_password_may_be_sent_plainly_under_tls(secured_broker: Place, make_config: Callable[..., Any]) -> None:
