@@ -124,10 +124,10 @@ def _tried(side: _Side) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     flat = model.initial(0)
     flat = (flat + 0.1 * torch.randn(flat.shape, generator=generator)).requires_grad_()
     leaves = {name: view.detach().requires_grad_() for name, view in base.views(flat, model.shapes).items()}
-    return leaves, _logits(model, leaves, made_up(side.settings, generator))
+    return leaves, _logits(model, leaves, _made_up(side.settings, generator))
 
 
-def made_up(settings: config.Config, generator: torch.Generator) -> base.Inputs:
+def _made_up(settings: config.Config, generator: torch.Generator) -> base.Inputs:
     """Rows of every slot, some of each."""
     slot = torch.arange(settings.scenarios.slots + 1).repeat(ROWS_OF_SLOT)
     x = torch.randn(len(slot), base.geometry(settings).row, generator=generator)
@@ -185,7 +185,7 @@ def _along(axis: int, places: npt.NDArray[np.int64]) -> tuple[Any, ...]:
 
 def _check(before: _Side, after: _Side, dense: npt.NDArray[Any], learned: npt.NDArray[Any]) -> None:
     """Raise ConfigError if an old objective is predicted otherwise than before."""
-    rows = made_up(before.settings, torch.Generator().manual_seed(1))
+    rows = _made_up(before.settings, torch.Generator().manual_seed(1))
     with torch.no_grad():
         said, was = (
             _logits(side.model, base.views(torch.from_numpy(np.array(flat, np.float32)), side.shapes), rows)

@@ -5,6 +5,7 @@ import pathlib
 import msgspec
 
 from models import extension
+from state import config as configuration
 from state import disk_snapshots
 from state.config import Config, ConfigError
 from state.snapshots import Manifest
@@ -47,3 +48,28 @@ def write(old: Config, source: pathlib.Path, new: Config, into: pathlib.Path) ->
     if evidence:
         loop.policy.load(evidence)
     return disk_snapshots.write(into, conversion.begun(new, manifest), loop.parts(), new.snapshot.keep)
+
+
+def into_a_deployment(
+    objective: str, spec: pathlib.Path | None, action: str | None, source: pathlib.Path | None, before: pathlib.Path | None,
+    into: pathlib.Path | None,
+) -> str:  # fmt: skip
+    """Write the snapshot that the options of `thousandfold transfer` ask for, and say what to do with it.
+
+    Raises:
+        ConfigError: an option is missing or too many, and see `write`.
+    """
+    if source is None or into is None or spec is None or action is not None:
+        raise ConfigError(
+            "a snapshot with a new objective needs --from DIR, --into DIR and --spec NEW.toml, the configuration that declares "
+            "the objective (and no --action: the learner reads the same file)"
+        )
+    new = configuration.load(spec)
+    old = without(new, objective) if before is None else configuration.load(before)
+    written = write(old, source, new, into)
+    names = ", ".join(o.name for o in old.objectives)
+    return (
+        f"{into / written.version}: {names} predicted as before; {objective} starts fresh\n"
+        "its episodes have another label: new derived topics, kafka.group and store.prefix, and snapshot.directory there "
+        '(docs/operations.md, "A new objective"); then start the processes'
+    )

@@ -273,27 +273,6 @@ def _value(q: Quality, column: str) -> float:
     return float(getattr(q, column.lower()))
 
 
-def _into_a_deployment(
-    objective: str, spec: pathlib.Path | None, action: str | None, source: pathlib.Path | None, before: pathlib.Path | None,
-    into: pathlib.Path | None,
-) -> str:  # fmt: skip
-    """Write the snapshot, and say what to do with it."""
-    if source is None or into is None or spec is None or action is not None:
-        raise configuration.ConfigError(
-            "a snapshot with a new objective needs --from DIR, --into DIR and --spec NEW.toml, the configuration that declares "
-            "the objective (and no --action: the learner reads the same file)"
-        )
-    new = configuration.load(spec)
-    old = new_objective.without(new, objective) if before is None else configuration.load(before)
-    written = new_objective.write(old, source, new, into)
-    names = ", ".join(o.name for o in old.objectives)
-    return (
-        f"{into / written.version}: {names} predicted as before; {objective} starts fresh\n"
-        "its episodes have another label: new derived topics, kafka.group and store.prefix, and snapshot.directory there "
-        '(docs/operations.md, "A new objective"); then start the processes'
-    )
-
-
 app = typer.Typer()
 
 
@@ -324,7 +303,7 @@ def transfer(
 ) -> None:
     """A new objective alone, with all, on the frozen trunk and fine-tuned, in one table; or put it into a snapshot (--from)."""
     if source is not None or into is not None or before is not None:
-        print(_into_a_deployment(objective, spec, action, source, before, into))
+        print(new_objective.into_a_deployment(objective, spec, action, source, before, into))
         return
     if mode not in {*MODES, "all"}:
         raise logs.LogError(f"--mode {mode!r}: there are {', '.join(MODES)} and all")

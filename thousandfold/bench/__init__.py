@@ -12,6 +12,7 @@ BENCHES = {
     "models": "every model of the zoo by scenario and objective, against each scenario's own network, with ablations",
     "meta": "what every meta-learning algorithm gains over no adaptation and over one bias per task, and for whom",
     "adaptation": "meta-gradients against vmap(grad) and a loop over tasks: tasks per second, memory, agreement",
+    "increments": "quality against the time between two updates of the model, from one base fit",
     "retrieval": "recall and NDCG of what a user acts on next, two towers adapted and not, against popularity",
     "support": "support sets of features against those of meta inputs: quality, latency and bytes",
     "cold": "cold start in MeLU's protocol: old and new users on old and new movies, against the best known cells",

@@ -3,7 +3,7 @@
 Features come from the product's engine, support sets and steps from the product's code; only the order of events is made here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,13 @@ class Scores(NamedTuple):
     adapted: F32
     unadapted: F32
     live: F32
+
+
+class Schedule(NamedTuple):
+    """Other blocks of lists than `quality.block_rows` makes, from any list on, and before which list they are trained on."""
+
+    bounds: Sequence[tuple[int, int]]
+    learned: int
 
 
 def known_lists(ts: I64, start: I64, lag: Lag) -> I64:
@@ -263,10 +270,12 @@ def run(
     tell: Tell | None = None,
     trainer: step.Trainer | None = None,
     until: int | None = None,
+    schedule: Schedule | None = None,
 ) -> Scores:
     """One pass: every block is scored whole, then what has become known is trained on, in minibatches of whole lists.
 
-    `trainer` is trained instead of a new one. Lists from `until` on are scored only: neither trained on nor support.
+    `trainer` is trained instead of a new one. Lists from `until` on are scored only: neither trained on nor support. With a
+    `schedule`, those from `learned` on are not trained on but are support.
 
     Raises:
         FloatingPointError: a step was skipped because its loss or gradient was not finite; lower the learning rates.
@@ -277,12 +286,13 @@ def run(
     outputs = trainer.model.objectives
     out = Scores(*(np.full((inputs.rows, outputs), np.nan, np.float32) for _ in Scores._fields))
     waiting: list[_Block] = []
-    for first, last in episodes.cut(np.diff(inputs.start), config.quality.block_rows):
+    bounds, learned = schedule or (episodes.cut(np.diff(inputs.start), config.quality.block_rows), until)
+    for first, last in bounds:
         block = _block(inputs, known, first, last)
         scored = trainer.score(block.batch)
         low, high = int(inputs.start[first]), int(inputs.start[last])
         out.adapted[low:high], out.unadapted[low:high] = scored.adapted, scored.unadapted
-        if first < until:
+        if first < min(until, learned):
             waiting.append(block)
         # The end of the log tells the labels of the last block, unless they are late.
         ready = int(inputs.known[last]) if last < len(inputs.ts) else 0 if any(inputs.lag) else min(last, until)
