@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from learner import cold_items, engines, optimizers, passes, widening
-from models import base, cold, embedding, intake, modes, moments, own_gains, registry, scenario_slots
+from models import base, cold, embedding, intake, limits, losses, modes, moments, own_gains, registry, scenario_slots
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -54,7 +54,7 @@ class Trainer:
         """
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
-        self.model = registry.build(settings)
+        self.model, self.plan = registry.build(settings), losses.plan(settings.objectives)
         self.table = embedding.Table(settings)
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
@@ -101,13 +101,18 @@ class Trainer:
         return Scores(done.unadapted, done.adapted, done.loss, skipped, diverged)
 
     def _run(self, work: passes.Work) -> tuple[base.Pass, int]:
-        """Train on a minibatch; if an adaptation diverged, once more with its lists under the shared tower. And how many did."""
+        """Train on a minibatch; if an adaptation diverged (`models.limits`), once more with its lists under the shared tower.
+
+        And how many did.
+        """
         done, taken = self.engine.run(work, train=True), work.found.taken
-        if math.isfinite(done.loss) or not taken.any():
+        if not taken.any():
             return done, 0
-        broken = np.zeros(len(taken), np.bool_)
-        broken[np.repeat(np.arange(len(taken)), work.n_items)[~np.isfinite(done.adapted).all(1)]] = True
-        broken = (broken & (taken > 0)) if (broken & (taken > 0)).any() else taken > 0
+        broken = limits.lists(self.plan, done.unadapted, done.adapted, work.n_items, taken)
+        if not broken.any():
+            if math.isfinite(done.loss):
+                return done, 0
+            broken = taken > 0
         shared = work._replace(found=work.found._replace(taken=np.where(broken, 0, taken)))
         return self.engine.run(shared, train=True), int(broken.sum())
 

@@ -14,6 +14,7 @@ from models import (
     embedding,
     engines,
     kernels,
+    limits,
     losses,
     modes,
     moments,
@@ -34,8 +35,6 @@ F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-MOST_MOVED = 8.0
-"""Logits by which an adaptation may move a prediction: odds times 3,000. One that asks for more has diverged."""
 MERGED_SUPPORT = 1024
 """Support rows of one pass; the products of their hidden inputs take the square of it in memory."""
 
@@ -43,8 +42,8 @@ MERGED_SUPPORT = 1024
 class Scored(NamedTuple):
     """Predictions (n, outputs) of the plain and of the adapted tower, and how many support rows were adapted on.
 
-    `diverged`: the adaptation gave what is no number, and the plain tower answers, or moved a logit by more than `MOST_MOVED`,
-    and was held there.
+    `diverged`: the adaptation gave what is no number, and the plain tower answers, or moved a prediction further than it may
+    (`models.limits`), and was held there.
     """
 
     plain: F32
@@ -175,18 +174,11 @@ class Scorer:
 
     def _scored(self, plain: F32, adapted: F32, used: int) -> Scored:
         """One task's predictions, with an adaptation that diverged taken back."""
-        if not used:
-            return Scored(plain, adapted, 0)
+        if not used or not limits.far(self._plan, plain, adapted).any():
+            return Scored(plain, adapted, used)
         if not np.isfinite(adapted).all():
             return Scored(plain, plain, 0, diverged=True)
-        if not self._plan.plain:
-            return Scored(plain, adapted, used)
-        start, end = (_logit(part) for part in (plain, adapted))
-        far = np.abs(end - start) > MOST_MOVED
-        if not far.any():
-            return Scored(plain, adapted, used)
-        held = 1.0 / (1.0 + np.exp(-(start + np.clip(end - start, -MOST_MOVED, MOST_MOVED))))
-        return Scored(plain, np.where(far, held, adapted).astype(np.float32), used, diverged=True)
+        return Scored(plain, limits.hold(self._plan, plain, adapted), used, diverged=True)
 
     def _used(self, task: Task) -> int:
         """How many support rows a task is adapted on."""
@@ -277,12 +269,6 @@ class Scorer:
 def _joined(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Rows one after the other, without a copy where there is but one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _logit(p: F32) -> F64:
-    """Logits of probabilities, within 16 of zero."""
-    held = np.clip(p.astype(np.float64), 1e-7, 1.0 - 1e-7)
-    return np.log(held) - np.log1p(-held)
 
 
 def trunk_of(arrays: Arrays) -> meta_supports.Trunk | None:

@@ -7,7 +7,7 @@ import pytest
 
 from learner import episodes, rehearsal, step
 from learner.loop import layout_of
-from models import base
+from models import base, limits, losses
 from state import columns, config, plan
 from tests import minibatches
 
@@ -90,6 +90,26 @@ def test_one_task_that_diverges_leaves_the_others_adapted(native: bool) -> None:
     # Compiled towers adapt neighbours in the same products, so those that share them with the broken one may fall back too.
     assert moved.any() if native else moved.all()
     assert 1 <= said.diverged < (8 if native else 2)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_an_adaptation_that_is_finite_but_absurd_is_taken_back_counted_and_not_learned_from(native: bool) -> None:
+    calm = trainer(native)
+    wild = step.Trainer(minibatches.settings(meta={"inner_rate": 300.0}), native=native, compiled=native)
+    wild.load(calm.arrays())
+    lists = batch(8)
+    one = np.zeros_like(lists.n_support)
+    one[0] = 8
+    alone = lists._replace(n_support=one, s_ids=lists.s_ids[:8], s_x=lists.s_x[:8], s_label=lists.s_label[:8])
+    absurd = wild.score(alone)
+    first = slice(0, int(lists.n_items[0]))
+    assert np.isfinite(absurd.adapted).all()
+    assert limits.far(losses.BINARY, absurd.unadapted, absurd.adapted)[first].any()
+    none = lists._replace(n_support=one * 0, s_ids=lists.s_ids[:0], s_x=lists.s_x[:0], s_label=lists.s_label[:0])
+    said, wanted = wild.step(alone, 9), calm.step(none, 9)
+    assert (said.diverged, wanted.diverged) == (1, 0)
+    assert said.adapted == pytest.approx(wanted.unadapted, abs=1e-6)
+    assert wild.gradient.numbers == pytest.approx(calm.gradient.numbers, abs=1e-6)
 
 
 def test_an_unknown_support_mode_is_refused() -> None:

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from learner import step
-from models import base, scorer
+from models import base, limits, losses, scorer
 from serving import metrics, scoring
-from state import supports
+from state import config, supports
 from tests import minibatches
 
 
@@ -88,7 +89,26 @@ def test_an_inner_rate_that_moves_logits_too_far_is_clipped_and_counted(native: 
     scored = published(native, inner_rate=300.0).score(found, x, 1, support)
     assert (scored.adapted_on, scored.diverged) == (9, True)
     moved = np.abs(np.log(scored.adapted / (1 - scored.adapted)) - np.log(scored.plain / (1 - scored.plain)))
-    assert moved.max() == pytest.approx(scorer.MOST_MOVED, rel=1e-2)
+    assert moved.max() == pytest.approx(limits.MOST_MOVED, rel=1e-2)
     counted = metrics.Metrics()
     counted.ignored(scoring.Ignored(diverged=int(scored.diverged)))
     assert b"thousandfold_diverged_adaptations_total 1.0" in counted.text()
+
+
+@pytest.mark.parametrize(
+    "objective", [{"kind": "multiclass", "classes": 3}, {"kind": "regression", "scale": 2.0}, {"kind": "ranking"}]
+)
+def test_the_other_kinds_of_objectives_are_held_as_well(objective: dict[str, Any]) -> None:
+    declared = (config.Objective(name="o", action="a", **objective),)
+    settings = msgspec.structs.replace(minibatches.settings(meta={"inner_rate": 0.5}), objectives=declared)
+    wild = msgspec.structs.replace(settings, meta=msgspec.structs.replace(settings.meta, inner_rate=3000.0))
+    trainer = step.Trainer(settings)
+    for i in range(3):
+        trainer.step(minibatches.minibatch(settings, i), i)
+    found, x, support = request(9)
+    calm, held = (scorer.Scorer(s, trainer.arrays()).score(found, x, 1, support) for s in (settings, wild))
+    assert not calm.diverged
+    assert (held.adapted_on, held.diverged) == (9, True)
+    assert np.isfinite(held.adapted).all()
+    near = losses.plan(declared)
+    assert not limits.far(near, held.plain, 0.999 * held.adapted + 0.001 * held.plain).any()
