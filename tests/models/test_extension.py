@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learner import step
-from models import base, extension, registry
+from models import base, cold, extension, registry
 from state import config
 from tests import minibatches
 
@@ -108,6 +108,17 @@ def test_what_the_optimiser_knows_of_old_parameters_and_the_whole_table_are_take
     known = base.views(torch.from_numpy(before.adam.square), registry.build(old).shapes)
     assert torch.equal(square["gate.weight"][:, :6], known["gate.weight"])
     assert torch.equal(square["tower.weight"], known["tower.weight"])
+
+
+def test_a_generator_of_new_items_is_taken_over_and_rows_that_wait_with_old_labels_are_not() -> None:
+    old = settings("shared_bottom", embedding={"cold": "meta"})
+    before = trained(old, grown(old, MORE))
+    after = extended(before, grown(old, MORE))
+    one, other = before.arrays(), after.arrays()
+    assert np.array_equal(one[cold.WEIGHT], other[cold.WEIGHT])
+    assert one["cold.count"].any()
+    assert not other["cold.count"].any()
+    assert not after.step(minibatches.minibatch(grown(old, MORE), 9), 2_000).skipped
 
 
 @pytest.mark.parametrize(
