@@ -11,6 +11,8 @@ NAMES = (
     "search_log",
     "ml1m_ids",
     "ml1m_ids_models",
+    "ml1m_cut",
+    "ml1m_random",
     "seesaw",
     "seesaw7",
     "obd",

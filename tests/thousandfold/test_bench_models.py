@@ -17,7 +17,7 @@ from models import registry
 from state import config as configuration
 from state import ids
 from thousandfold.bench import logs, models, pages, protocol, quality, report
-from thousandfold.bench.models import bars, command, gates, protocols, seesaw, tables, zoo
+from thousandfold.bench.models import bars, choice, command, gates, protocols, seesaw, tables, zoo
 from thousandfold.bench.models import study as studies
 from thousandfold.data import simulator
 
@@ -437,7 +437,7 @@ def test_a_model_that_the_configuration_does_not_suit_is_named(monkeypatch: pyte
 def test_predictions_that_are_not_finite_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned("P")
     broken = protocol.Scores(*(np.full_like(plan.inputs.label, np.nan) for _ in range(3)))
-    monkeypatch.setattr(protocol, "run", lambda *_: broken)
+    monkeypatch.setattr(protocol, "run", lambda *_, **__: broken)
     with pytest.raises(FloatingPointError, match="probabilities are not finite"):
         predict("P", plan)
 
@@ -556,13 +556,58 @@ def test_ablations_are_compared_with_pepnet_as_configured(tmp_path: pathlib.Path
     assert not any("alone" in name for name in rows)
 
 
+def test_models_whose_scenarios_own_at_once_stand_beside_them_and_are_never_the_best(tmp_path: pathlib.Path) -> None:
+    result = invoke(tmp_path, "--models", "star", "--at-once", "--references", "", "--report", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    rows = {r.id: r for r in report.read(tmp_path / "r.json").rows}
+    earned, owned = (rows[f"P/logloss/{name}/click"].value for name in ("star", "star_at_once"))
+    assert earned != owned
+    assert rows["P/best/auc"].peer == "star"
+    (entrant,) = zoo.at_once(zoo.chosen(CONFIG, ["star"]))
+    assert entrant.config.scenarios.prior_rows < 1 < CONFIG.scenarios.prior_rows
+
+
 def test_settings_are_chosen_for_the_models_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "GRIDS", {"optimizer.dense_rate": (0.001, 0.01)})
-    monkeypatch.setattr(quality, "BASELINE_GRIDS", {"quality.bias_rate": (0.01, 0.3)})
-    result = invoke(tmp_path, "--choose", "--models", "pepnet,shared_bottom")
+    monkeypatch.setattr(choice, "BASELINE_GRIDS", {"quality.bias_rate": (0.01, 0.3), "quality.fm_live_rate": (0.01, 0.05)})
+    monkeypatch.setitem(choice.GRIDS, "optimizer.dense_rate", (0.001, 0.01))
+    result = invoke(tmp_path, "--choose", "--models", "pepnet,shared_bottom", "--keys", "optimizer.dense_rate")
     assert result.exit_code == 0, result.output
     assert "P: chosen on the first 20 %" in result.output
     assert re.search(r"shared_bottom: optimizer.dense_rate = 0.01: AUC", result.output)
+    assert "quality.bias_rate = " in result.output
+    assert "fm_live_rate" not in result.output, "protocol P reads the rate of the factorisation machine by blocks"
+
+
+@pytest.mark.parametrize("name", ["P", "C", "R"])
+def test_what_lies_behind_the_first_fifth_chooses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "BASELINE_GRIDS", {"quality.bias_rate": (0.1,), "quality.fm_rate": (0.03,)})
+    d = inputs(name)
+    first = d.head(round(0.2 * d.rows))
+    scrambled = d.label.copy()
+    scrambled[first.rows :] = 1 - scrambled[first.rows :]
+    said: list[list[str]] = []
+    for label in (d.label, scrambled):
+        said.append([])
+        plan = choice.plan(name, d._replace(label=label), 1)
+        assert plan.inputs.rows == first.rows
+        config = protocols.settings_of(CONFIG, name)
+        choice.choose(config, plan, ["pepnet"], {"optimizer.dense_rate": (0.01,)}, said[-1].append)
+    assert said[0] == said[1]
+    assert len(said[0]) == (3 if name == "R" else 4)
+
+
+def test_a_cut_is_chosen_for_on_the_newest_rows_of_every_user() -> None:
+    plan = choice.plan("C", inputs("C"), 1)
+    d, n = plan.inputs, np.diff(plan.inputs.start)
+    assert plan.counted.tolist() == (np.arange(d.rows) >= d.start[plan.until]).tolist()
+    for user in np.unique(d.user):
+        own = np.flatnonzero(d.user == user)
+        kept, held = own[own < plan.until], own[own >= plan.until]
+        assert d.ts[kept].max(initial=0) <= d.ts[held].min(initial=np.iinfo(np.int64).max)
+        assert n[held].sum() <= 0.2 * n[own].sum() + n[own].max()
+    assert (np.diff(d.ts[: plan.until]) >= 0).all()
+    assert (d.ts[d.known[: plan.until] - 1] < d.ts[: plan.until])[d.known[: plan.until] > 0].all(), "strictly earlier ones"
+    assert (d.known[plan.until :] == plan.until).all(), "all is learned before the first is judged"
 
 
 def test_a_model_of_ones_own_takes_part_by_its_path(tmp_path: pathlib.Path) -> None:
@@ -594,6 +639,7 @@ def test_a_model_of_ones_own_takes_part_by_its_path(tmp_path: pathlib.Path) -> N
         (["--references", "nobody"], r"--references 'nobody': there are alone, solo"),
         (["--bars", "obd=x.json"], r"--bars 'obd=x.json': give DATA=FILE"),
         (["--bars", "ml1m=nowhere.json"], r"--bars 'ml1m=nowhere.json': .*; give a file that --report wrote"),
+        (["--keys", "model.speed"], r"--keys 'model.speed': --choose knows model.wide"),
         (["--lag", "soon"], r"--lag 'soon'"),
         (["--data", "nowhere.parquet"], r"--data nowhere.parquet: no such file"),
     ],

@@ -271,11 +271,12 @@ def run(
     trainer: step.Trainer | None = None,
     until: int | None = None,
     schedule: Schedule | None = None,
+    since: int = 0,
 ) -> Scores:
     """One pass: every block is scored whole, then what has become known is trained on, in minibatches of whole lists.
 
     `trainer` is trained instead of a new one. Lists from `until` on are scored only: neither trained on nor support. With a
-    `schedule`, those from `learned` on are not trained on but are support.
+    `schedule`, those from `learned` on are not trained on but are support. Blocks that end before list `since` are not scored.
 
     Raises:
         FloatingPointError: a step was skipped because its loss or gradient was not finite; lower the learning rates.
@@ -289,9 +290,10 @@ def run(
     bounds, learned = schedule or (episodes.cut(np.diff(inputs.start), config.quality.block_rows), until)
     for first, last in bounds:
         block = _block(inputs, known, first, last)
-        scored = trainer.score(block.batch)
         low, high = int(inputs.start[first]), int(inputs.start[last])
-        out.adapted[low:high], out.unadapted[low:high] = scored.adapted, scored.unadapted
+        if last > since:
+            scored = trainer.score(block.batch)
+            out.adapted[low:high], out.unadapted[low:high] = scored.adapted, scored.unadapted
         if first < min(until, learned):
             waiting.append(block)
         # The end of the log tells the labels of the last block, unless they are late.

@@ -168,12 +168,11 @@ def override(config: configuration.Config, key: str, value: Any) -> configuratio
     return msgspec.structs.replace(config, **{section: changed})
 
 
-def choose(config: configuration.Config, inputs: protocol.Inputs, say: Say = print, names: Sequence[str] = ()) -> dict[str, Any]:
+def choose(config: configuration.Config, inputs: protocol.Inputs, say: Say = print) -> dict[str, Any]:
     """Settings by the mean of AUC and GAUC of the first objective on the first fifth of the log, of which half is burn-in.
 
     Model settings one after the other (`GRIDS`), seed 0, from those of the configuration; the baselines' rates by themselves,
     those of the factorisation machine by blocks and live each by its own score, while the model has one set for both.
-    With `names`, what serves these best on average, instead of the configured one.
     """
     part = inputs.head(round(CHOICE_SHARE * inputs.rows))
     counted = np.arange(part.rows) >= part.rows // 2
@@ -185,11 +184,8 @@ def choose(config: configuration.Config, inputs: protocol.Inputs, say: Say = pri
         return found.auc if np.isnan(found.gauc) else (found.auc + found.gauc) / 2
 
     def attempt(settings: configuration.Config, key: str, value: Any) -> tuple[float, F32]:
-        worth = []
-        for name in names or [settings.model.name]:
-            scores = protocol.run(override(settings, "model.name", name), part)
-            worth.append(judge(f"{name}: {key}" if names else key, value, scores.adapted[:, 0]))
-        return float(np.mean(worth)), scores.unadapted[:, 0]
+        scores = protocol.run(settings, part)
+        return judge(key, value, scores.adapted[:, 0]), scores.unadapted[:, 0]
 
     chosen: dict[str, Any] = {}
     best = attempt(config, "as configured", 0)

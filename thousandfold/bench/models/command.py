@@ -12,19 +12,19 @@ from rich.console import Console
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import grids, logs, pages, protocol, quality, report
-from thousandfold.bench.models import bars, plots, protocols, tables, zoo
+from thousandfold.bench.models import bars, choice, plots, protocols, tables, zoo
 from thousandfold.bench.models import study as studies
 from thousandfold.data import obd, simulator, worlds
 
 SIMULATED_ROWS = 300_000
 WORLDS = {"simulate": worlds.SEESAW, "simulate7": worlds.SEESAW7}
 OWN = {
-    "ml1m": ("ml1m", "ml1m_ids_models"),
-    "simulate": ("seesaw", "seesaw"),
-    "simulate7": ("seesaw7", "seesaw7"),
-    "obd": ("obd", "obd"),
+    "ml1m": ("ml1m", "ml1m_cut", "ml1m_random"),
+    "simulate": ("seesaw", "seesaw", "seesaw"),
+    "simulate7": ("seesaw7", "seesaw7", "seesaw7"),
+    "obd": ("obd", "obd", "obd"),
 }
-"""Worked examples of the data sets: for protocol P, and for C and R."""
+"""Worked examples of the data sets, by protocol in the order of `protocols.PROTOCOLS`."""
 Say = Callable[[str], None]
 
 
@@ -64,7 +64,9 @@ def configured(data: str, spec: pathlib.Path | None, name: str) -> configuration
     """
     if spec is None and data not in OWN:
         raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
-    file = spec or specs.path(OWN[data][name != "P"])
+    if name not in protocols.PROTOCOLS:
+        raise logs.LogError(f"--protocol {name!r}: there are {', '.join(protocols.PROTOCOLS)}")
+    file = spec or specs.path(OWN[data][protocols.PROTOCOLS.index(name)])
     return protocols.settings_of(configuration.load(file), name)
 
 
@@ -99,6 +101,9 @@ def models(
         str, typer.Option("--models", help="comma-separated; your own as package.module:Model; all without")
     ] = "",
     ablations: Annotated[bool, typer.Option("--ablations", help="PEPNet without its parts and in other sizes")] = False,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="also every model with own parameters of scenarios that count from the first row")
+    ] = False,
     reference_names: Annotated[
         str, typer.Option("--references", help="whom to compare with: a network of each scenario, of each scenario and objective")
     ] = ",".join(zoo.REFERENCES),
@@ -108,6 +113,7 @@ def models(
     epochs: Annotated[int, typer.Option(min=1, max=100, help="most passes of protocol R, which stops early")] = 5,
     resamples: Annotated[int, typer.Option(min=20, help="resamples of users for p-values")] = 200,
     choose_settings: Annotated[bool, typer.Option("--choose", help="choose rates for --models on the first 20 %")] = False,
+    keys: Annotated[str, typer.Option(help="settings that --choose searches, of those it knows")] = ",".join(choice.GRIDS),
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="folder for tables, plots, the page and finished passes")] = None,
     bars_of: Annotated[
@@ -128,7 +134,7 @@ def models(
     references = [n.strip() for n in reference_names.split(",") if n.strip()]
     if not set(references) <= set(zoo.REFERENCES):
         raise logs.LogError(f"--references {reference_names!r}: there are {', '.join(zoo.REFERENCES)}")
-    chosen_lag, progress = quality.lag_of(lag), quality.Progress()
+    chosen_lag, progress, searched = quality.lag_of(lag), quality.Progress(), choice.grids(keys)
     if resume and out is None:
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
     if out is not None:
@@ -136,6 +142,7 @@ def models(
     for name in wanted:
         config = configured(data, spec, name)
         entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
+        entrants += zoo.at_once(entrants) if at_once else []
         log = open_log(config, data, actions, limit)
         inputs = protocols.masked(config, protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features")))
         if choose_settings:
@@ -143,7 +150,7 @@ def models(
                 raise logs.LogError(
                     "--choose judges by the first objective, which must exist in every scenario; name another first"
                 )
-            found = quality.choose(config, inputs, names=names or [config.model.name])
+            found = choice.choose(config, choice.plan(name, inputs, epochs), names or [config.model.name], searched)
             console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *quality.written(found)]))
             continue
         cuts = protocols.ML1M_CUTS_MS if data == "ml1m" and limit is None else None

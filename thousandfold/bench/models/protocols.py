@@ -131,17 +131,26 @@ def of_scenario(whole: Plan, scenario: int) -> tuple[Plan, npt.NDArray[np.bool_]
     return of_lists(whole, whole.inputs.scenario == scenario)
 
 
+def reordered(d: protocol.Inputs, lists: I64) -> protocol.Inputs:
+    """The inputs with these lists, in this order; `known` still counts lists of the old one."""
+    n = np.diff(d.start)[lists]
+    start = np.r_[0, np.cumsum(n)]
+    rows = np.repeat(d.start[lists] - start[:-1], n) + np.arange(start[-1])
+    return d._replace(
+        request=d.request[lists], user=d.user[lists], scenario=d.scenario[lists], task=d.task[lists], ts=d.ts[lists],
+        start=start, known=d.known[lists], item=d.item[rows], group=d.group[rows], ids=d.ids[rows], x=d.x[rows],
+        label=d.label[rows],
+    )  # fmt: skip
+
+
 def of_lists(whole: Plan, chosen: npt.NDArray[np.bool_]) -> tuple[Plan, npt.NDArray[np.bool_]]:
     """The plan of the lists (L,) `chosen`, and which rows (R,) of the whole it has. Labels are known as late as in the whole."""
     d = whole.inputs
     lists = np.flatnonzero(chosen)
     rows = np.repeat(chosen, np.diff(d.start))
     until, valid = (int(np.searchsorted(lists, n)) for n in (whole.until, whole.valid))
-    inputs = d._replace(
-        request=d.request[lists], user=d.user[lists], scenario=d.scenario[lists], task=d.task[lists], ts=d.ts[lists],
-        start=np.r_[0, np.cumsum(np.diff(d.start)[lists])], known=np.searchsorted(lists, d.known[lists]),
-        item=d.item[rows], group=d.group[rows], ids=d.ids[rows], x=d.x[rows], label=d.label[rows],
-    )  # fmt: skip
+    inputs = reordered(d, lists)
+    inputs = inputs._replace(known=np.searchsorted(lists, inputs.known))
     return whole._replace(inputs=inputs, counted=whole.counted[rows], until=until, valid=valid), rows
 
 
@@ -154,7 +163,8 @@ def run(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell
     if planned.epochs:
         found = _epochs(config, planned, trainer, tell)
     else:
-        found = protocol.run(config, planned.inputs, tell, trainer, planned.until).adapted
+        since = planned.valid if planned.until < len(planned.inputs.ts) else 0
+        found = protocol.run(config, planned.inputs, tell, trainer, planned.until, since=since).adapted
     bad = ~np.isfinite(found[planned.counted])
     if bad.any():
         raise FloatingPointError(f"{int(bad.sum())} probabilities are not finite; lower the rates in [optimizer]")

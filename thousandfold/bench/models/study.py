@@ -89,9 +89,13 @@ class Study(NamedTuple):
 
     @property
     def best(self) -> str | None:
-        """The model of the table with the highest AUC for the first objective; floors and references do not count."""
+        """The model of the table with the highest AUC for the first objective; floors, references and variants do not count."""
         out = (*zoo.BASELINES, *zoo.FLOORS, zoo.ALONE, zoo.SOLO)
-        worth = {name: self.mean("auc", Key(name, "", 0)) for name in self.results if name not in out}
+        worth = {
+            name: self.mean("auc", Key(name, "", 0))
+            for name in self.results
+            if name not in out and not name.endswith(zoo.AT_ONCE)
+        }
         worth = {name: value for name, value in worth.items() if np.isfinite(value)}
         return max(worth, key=lambda name: worth[name]) if worth else None
 

@@ -18,6 +18,9 @@ from thousandfold.bench.models import gates, protocols
 
 F32 = npt.NDArray[np.float32]
 ALONE, SOLO, GATE = "alone", "solo", "gate "
+AT_ONCE = "_at_once"
+"""Ends the names of models whose scenarios' own parameters count in full from their first row."""
+AT_ONCE_ROWS = 1e-3
 REFERENCES = (ALONE, SOLO)
 BASELINES = ("fm32", "bias")
 FLOORS = ("fm", "lr")
@@ -61,6 +64,11 @@ def chosen(config: configuration.Config, names: Sequence[str]) -> list[Entrant]:
             there = f'the table has {", ".join(registry.MODELS)}; your own is "package.module:Model"'
             raise logs.LogError(f'--models: "{name}" is unknown; {there}')
     return found
+
+
+def at_once(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """The same models where scenarios need not earn what they own: what starves a small one."""
+    return [Entrant(e.name + AT_ONCE, quality.override(e.config, "scenarios.prior_rows", AT_ONCE_ROWS)) for e in entrants]
 
 
 def ablations(config: configuration.Config) -> list[Entrant]:
