@@ -1,18 +1,20 @@
 """Adam or AdaGrad over the flat vector of dense parameters, behind a guard on its gradient; embeddings have their own rule.
 
-The wide part's weights and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
+What scenarios own moves with rows of theirs only: a slot that a minibatch lacks keeps its numbers, moments and average, and
+counts its own steps ("lazy" Adam), or momentum and decay would move what nobody has said anything about. The wide part's weights
+and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
 What is published is an average of the parameters over the last steps (Polyak and Juditsky 1992): small minibatches leave noise in
 the newest ones, which training on does not mind and ranking does.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models import base, kernels
+from models import base, kernels, scenario_slots
 from state import config
 from state.kernels import kernel
 
@@ -22,6 +24,7 @@ SUMMED = ("wide.first", "wide.numbers")
 """Parameters that always follow AdaGrad."""
 AVERAGE_START = 9.0
 ADAM, ADAGRAD, WIDE = range(3)
+NOBODY: I64 = np.zeros(0, np.int64)
 CHUNK = 1024
 """Numbers that stay in the cache from the step to the average."""
 
@@ -34,19 +37,35 @@ class Rules(NamedTuple):
     beta1: float
     beta2: float
     decay: float
+    average: float
+
+
+class Owned(NamedTuple):
+    """Parameters that scenarios own, and slots (nobody's among them) whose numbers each holds one after the other."""
+
+    spans: Sequence[scenario_slots.Span] = ()
+    slots: int = 0
+
+
+NONE_OWNED = Owned()
 
 
 class Dense:
     """State of `optimizer.dense` for one flat float32 vector, updated in place; in the spans `wide` (from, to) always AdaGrad.
 
-    AdaGrad's sum of squares stands where Adam has its second moment.
+    What is `owned` is updated slot by slot, where a minibatch has rows of the slot. AdaGrad's sum of squares stands where Adam
+    has its second moment.
     """
 
-    def __init__(self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = (), owned: Owned = NONE_OWNED
+    ) -> None:
         self.settings = settings
         self.mean, self.square = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self.step = np.zeros(1, np.int64)
-        bounds = [0, *(at for span in wide for at in span), size]
+        self.slot_steps = np.zeros(owned.slots if owned.spans else 0, np.int64)
+        apart = [*wide, *((span.start, span.start + span.each * owned.slots) for span in owned.spans)]
+        bounds = [0, *(at for span in sorted(apart) for at in span), size]
         others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
         self.average = np.zeros(size, np.float32)
         rule = ADAGRAD if settings.dense == "adagrad" else ADAM
@@ -54,21 +73,35 @@ class Dense:
         for a, z, kind in self._spans.tolist():
             if kind != ADAM:
                 self.square[a:z] = settings.embedding_accumulator
+        self._owned, self._rule = np.array(owned.spans, np.int64).reshape(-1, 2), rule
+        if rule != ADAM:
+            for start, each in owned.spans:
+                self.square[start : start + each * owned.slots] = settings.embedding_accumulator
         s = settings
-        self._rules = tuple(Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay))
+        self._rules = tuple(Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay, s.average))
 
-    def descend(self, values: F32, gradient: F32, norm: float) -> None:
-        """One step; a gradient of a norm above `max_gradient_norm` is scaled down to it."""
+    def descend(self, values: F32, gradient: F32, norm: float, slot: I64 = NOBODY) -> None:
+        """One step by rows of these slots (n,); a gradient of a norm above `max_gradient_norm` is scaled down to it."""
         s = self.settings
         self.step += 1
         scale, step = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0, int(self.step[0])
-        # The early steps, whose parameters are soon outdated, weigh less than in a plain mean.
-        share = max(1.0 - s.average, AVERAGE_START / (AVERAGE_START + step))
-        _descend(values, self.mean, self.square, self.average, gradient, self._spans, self._rules, scale, step, share)
+        moments = self.mean, self.square, self.average
+        _descend(values, *moments, gradient, self._spans, self._rules, scale, step)
+        if len(self.slot_steps):
+            _descend_own(
+                values, *moments, gradient, self._owned, self.slot_steps, slot, self._rule, self._rules, scale
+            )  # fmt: skip
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Moments and step as views."""
-        return {"adam.mean": self.mean, "adam.square": self.square, "adam.step": self.step}
+        """Moments and steps as views."""
+        own = {"adam.slot_steps": self.slot_steps} if len(self.slot_steps) else {}
+        return {"adam.mean": self.mean, "adam.square": self.square, "adam.step": self.step, **own}
+
+    def complete(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
+        """Arrays from before slots counted their steps: then each took every step."""
+        if "adam.slot_steps" in arrays or not {"adam.step", "slots.rows"} <= arrays.keys():
+            return arrays
+        return {**arrays, "adam.slot_steps": np.repeat(arrays["adam.step"], len(arrays["slots.rows"]))}
 
 
 def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[int, int]]:
@@ -87,23 +120,51 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
 @kernel
 def _descend(
     values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, plain: tuple[float, ...], scale: float,
-    step: int, share: float,
+    step: int,
 ) -> None:  # fmt: skip
     """A step of every span (from, to, rule), and of the average towards it; `plain`: the values of `Rules`."""
     rules = Rules(*plain)
     for k in range(len(spans)):
-        rule = spans[k, 2]
-        for start in range(spans[k, 0], spans[k, 1], CHUNK):
-            part = slice(start, min(start + CHUNK, spans[k, 1]))
-            if rule == ADAM:
-                kernels.adam(
-                    values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1,
-                    rules.beta2, rules.decay,
-                )  # fmt: skip
-                _approach(average[part], values[part], share)
-            else:
-                rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
-                _adagrad(values[part], square[part], average[part], gradient[part], scale, rate, decay, share)
+        _part(values, mean, square, average, gradient, spans[k, 0], spans[k, 1], spans[k, 2], rules, scale, step)
+
+
+@kernel
+def _descend_own(
+    values: F32, mean: F32, square: F32, average: F32, gradient: F32, owned: I64, steps: I64, slot: I64, rule: int,
+    plain: tuple[float, ...], scale: float,
+) -> None:  # fmt: skip
+    """The same for every slot that is there, of what each parameter (start, numbers of a slot) holds of it."""
+    rules, there = Rules(*plain), np.zeros(len(steps), np.bool_)
+    for s in slot:
+        there[s] = True
+    for s in range(len(steps)):
+        if not there[s]:
+            continue
+        steps[s] += 1
+        for k in range(len(owned)):
+            start = owned[k, 0] + s * owned[k, 1]
+            _part(values, mean, square, average, gradient, start, start + owned[k, 1], rule, rules, scale, steps[s])
+
+
+@kernel
+def _part(
+    values: F32, mean: F32, square: F32, average: F32, gradient: F32, first: int, last: int, rule: int, rules: Rules,
+    scale: float, step: int,
+) -> None:  # fmt: skip
+    """The `step`th step of the numbers from `first` to `last`, and of their average."""
+    # The early steps, whose parameters are soon outdated, weigh less than in a plain mean.
+    share = max(1.0 - rules.average, AVERAGE_START / (AVERAGE_START + step))
+    for start in range(first, last, CHUNK):
+        part = slice(start, min(start + CHUNK, last))
+        if rule == ADAM:
+            kernels.adam(
+                values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1,
+                rules.beta2, rules.decay,
+            )  # fmt: skip
+            _approach(average[part], values[part], share)
+        else:
+            rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
+            _adagrad(values[part], square[part], average[part], gradient[part], scale, rate, decay, share)
 
 
 @kernel

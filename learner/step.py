@@ -67,7 +67,7 @@ class Trainer:
         flat = meta.initial(self.model, adapter, settings.learner.seed)
         self.dense = flat.numpy()
         self.gradient = base.Gradient(self.shapes)
-        self.adam = optimizers.Dense(len(self.dense), settings.optimizer, optimizers.spans(self.shapes))
+        self.adam = self._optimizer()
         self.adam.average[:] = self.dense
         self.engine, self.choice = engines.choose(settings, self.model, adapter, flat, self.gradient, native, compiled)
 
@@ -184,7 +184,7 @@ class Trainer:
             return "gradient is not finite"
         slot = work.slot[: len(rows)]
         self.table.descend(rows, self.gains.descend(work.shared[: len(rows)], slot, done.inputs))
-        self.adam.descend(self.dense, self.gradient.numbers, norm)
+        self.adam.descend(self.dense, self.gradient.numbers, norm, slot)
         self.table.observe(x, slot, weight)
         self.slots.observe(slot)
         return ""
@@ -204,7 +204,7 @@ class Trainer:
         Raises:
             ValueError: an array is missing or has another shape than this configuration needs, or it has more slots.
         """
-        arrays = widening.widened(arrays, self._fresh(), self.shapes, self.settings.scenarios.slots)
+        arrays = widening.widened(self.adam.complete(arrays), self._fresh(), self.shapes, self.settings.scenarios.slots)
         optimisers = (*self.adam.arrays(), *self.gains.arrays(), *(self.cold.arrays() if self.cold else ()))
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
@@ -224,14 +224,18 @@ class Trainer:
             self.cold.load(arrays)
         self.modes.load(arrays)
 
+    def _optimizer(self) -> optimizers.Dense:
+        slots = self.settings.scenarios.slots
+        owned = optimizers.Owned(scenario_slots.owned(self.shapes, slots), slots + 1)
+        return optimizers.Dense(base.size(self.shapes), self.settings.optimizer, optimizers.spans(self.shapes), owned)
+
     def _fresh(self) -> Arrays:
         """What is kept by scenario slot, and the flat vectors, as a learner starts with them."""
         s = self.settings
         flat = meta.initial(self.model, self._adapter, s.learner.seed).numpy()
         return {
             "dense": flat, "dense.trained": flat, "moments.observed": np.zeros_like(self.table.observed),
-            **optimizers.Dense(len(flat), s.optimizer, optimizers.spans(self.shapes)).arrays(),
-            **scenario_slots.Slots(s.scenarios).arrays(), **own_gains.Gains(s).arrays(),
+            **self._optimizer().arrays(), **scenario_slots.Slots(s.scenarios).arrays(), **own_gains.Gains(s).arrays(),
         }  # fmt: skip
 
     @property
