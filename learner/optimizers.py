@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models import base, kernels, scenario_slots
 from state import config
-from state.kernels import kernel
+from state.kernels import Plain, kernel
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -30,14 +30,30 @@ CHUNK = 1024
 
 
 class Rules(NamedTuple):
-    """Settings of the rules `ADAM`, `ADAGRAD` and `WIDE`, for the kernel."""
+    """Settings of the rules `ADAM`, `ADAGRAD` and `WIDE`, of the guard and of the average, for the kernel."""
 
     dense_rate: float
     wide_rate: float
     beta1: float
     beta2: float
     decay: float
+    most: float
+    """Norm that a gradient is scaled down to."""
     average: float
+    dense: int
+    """Of the rules, that of what scenarios own."""
+
+
+class State(NamedTuple):
+    """What `descend` changes and goes by: moments, steps of all and by slot, spans (from, to, rule), owned (start, numbers)."""
+
+    mean: F32
+    square: F32
+    average: F32
+    step: I64
+    slot_steps: I64
+    spans: I64
+    owned: I64
 
 
 class Owned(NamedTuple):
@@ -69,28 +85,23 @@ class Dense:
         others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
         self.average = np.zeros(size, np.float32)
         rule = ADAGRAD if settings.dense == "adagrad" else ADAM
-        self._spans = np.array([*((a, z, rule) for a, z in others), *((a, z, WIDE) for a, z in wide)], np.int64).reshape(-1, 3)
-        for a, z, kind in self._spans.tolist():
+        spans = np.array([*((a, z, rule) for a, z in others), *((a, z, WIDE) for a, z in wide)], np.int64).reshape(-1, 3)
+        for a, z, kind in spans.tolist():
             if kind != ADAM:
                 self.square[a:z] = settings.embedding_accumulator
-        self._owned, self._rule = np.array(owned.spans, np.int64).reshape(-1, 2), rule
         if rule != ADAM:
             for start, each in owned.spans:
                 self.square[start : start + each * owned.slots] = settings.embedding_accumulator
         s = settings
-        self._rules = tuple(Rules(s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay, s.average))
+        self.rules = Rules(
+            s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay, s.max_gradient_norm, s.average, rule
+        )  # fmt: skip
+        own = np.array(owned.spans, np.int64).reshape(-1, 2)
+        self.state = State(self.mean, self.square, self.average, self.step, self.slot_steps, spans, own)
 
     def descend(self, values: F32, gradient: F32, norm: float, slot: I64 = NOBODY) -> None:
         """One step by rows of these slots (n,); a gradient of a norm above `max_gradient_norm` is scaled down to it."""
-        s = self.settings
-        self.step += 1
-        scale, step = min(1.0, s.max_gradient_norm / norm) if norm > 0 else 1.0, int(self.step[0])
-        moments = self.mean, self.square, self.average
-        _descend(values, *moments, gradient, self._spans, self._rules, scale, step)
-        if len(self.slot_steps):
-            _descend_own(
-                values, *moments, gradient, self._owned, self.slot_steps, slot, self._rule, self._rules, scale
-            )  # fmt: skip
+        _descend(values, gradient, tuple(self.state), tuple(self.rules), norm, slot)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Moments and steps as views."""
@@ -118,23 +129,27 @@ def spans(shapes: base.Shapes, names: Collection[str] = SUMMED) -> list[tuple[in
 
 
 @kernel
-def _descend(
-    values: F32, mean: F32, square: F32, average: F32, gradient: F32, spans: I64, plain: tuple[float, ...], scale: float,
-    step: int,
-) -> None:  # fmt: skip
-    """A step of every span (from, to, rule), and of the average towards it; `plain`: the values of `Rules`."""
-    rules = Rules(*plain)
-    for k in range(len(spans)):
-        _part(values, mean, square, average, gradient, spans[k, 0], spans[k, 1], spans[k, 2], rules, scale, step)
+def _descend(values: F32, gradient: F32, state: Plain, rules: Plain, norm: float, slot: I64) -> None:
+    descend(values, gradient, State(*state), Rules(*rules), norm, slot)
 
 
 @kernel
-def _descend_own(
-    values: F32, mean: F32, square: F32, average: F32, gradient: F32, owned: I64, steps: I64, slot: I64, rule: int,
-    plain: tuple[float, ...], scale: float,
-) -> None:  # fmt: skip
+def descend(values: F32, gradient: F32, state: State, rules: Rules, norm: float, slot: I64) -> None:
+    """A step of every span, and of the average towards it, see `Dense.descend`."""
+    scale = min(1.0, rules.most / norm) if norm > 0 else 1.0
+    state.step[0] += 1
+    for k in range(len(state.spans)):
+        first, last, rule = state.spans[k]
+        _part(values, gradient, state, first, last, rule, rules, scale, state.step[0])
+    if len(state.slot_steps):
+        _descend_own(values, gradient, state, slot, rules, scale)
+
+
+@kernel
+def _descend_own(values: F32, gradient: F32, state: State, slot: I64, rules: Rules, scale: float) -> None:
     """The same for every slot that is there, of what each parameter (start, numbers of a slot) holds of it."""
-    rules, there = Rules(*plain), np.zeros(len(steps), np.bool_)
+    steps, owned = state.slot_steps, state.owned
+    there = np.zeros(len(steps), np.bool_)
     for s in slot:
         there[s] = True
     for s in range(len(steps)):
@@ -143,28 +158,28 @@ def _descend_own(
         steps[s] += 1
         for k in range(len(owned)):
             start = owned[k, 0] + s * owned[k, 1]
-            _part(values, mean, square, average, gradient, start, start + owned[k, 1], rule, rules, scale, steps[s])
+            _part(values, gradient, state, start, start + owned[k, 1], rules.dense, rules, scale, steps[s])
 
 
 @kernel
 def _part(
-    values: F32, mean: F32, square: F32, average: F32, gradient: F32, first: int, last: int, rule: int, rules: Rules,
-    scale: float, step: int,
-) -> None:  # fmt: skip
+    values: F32, gradient: F32, state: State, first: int, last: int, rule: int, rules: Rules, scale: float, step: int
+) -> None:
     """The `step`th step of the numbers from `first` to `last`, and of their average."""
     # The early steps, whose parameters are soon outdated, weigh less than in a plain mean.
     share = max(1.0 - rules.average, AVERAGE_START / (AVERAGE_START + step))
-    for start in range(first, last, CHUNK):
+    mean, square, average = state.mean, state.square, state.average
+    for start in range(first, last if rule == ADAM else first, CHUNK):
         part = slice(start, min(start + CHUNK, last))
-        if rule == ADAM:
-            kernels.adam(
-                values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1,
-                rules.beta2, rules.decay,
-            )  # fmt: skip
-            _approach(average[part], values[part], share)
-        else:
-            rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
-            _adagrad(values[part], square[part], average[part], gradient[part], scale, rate, decay, share)
+        kernels.adam(
+            values[part], mean[part], square[part], gradient[part], scale, step, rules.dense_rate, rules.beta1, rules.beta2,
+            rules.decay,
+        )  # fmt: skip
+        _approach(average[part], values[part], share)
+    if rule != ADAM:
+        rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
+        own = slice(first, last)
+        _adagrad(values[own], square[own], average[own], gradient[own], scale, rate, decay, share)
 
 
 @kernel

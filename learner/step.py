@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import cold_items, engines, optimizers, passes, widening
+from learner import cold_items, descent, engines, optimizers, passes, widening
 from models import base, cold, embedding, intake, limits, losses, modes, moments, own_gains, registry, scenario_slots
 from models.meta import registry as meta
 from state import config
@@ -69,6 +69,7 @@ class Trainer:
         self.gradient = base.Gradient(self.shapes)
         self.adam = self._optimizer()
         self.adam.average[:] = self.dense
+        self._held = descent.Held(self.dense, self.gradient.numbers, self.adam, self.table, self.gains, self.slots)
         self.engine, self.choice = engines.choose(settings, self.model, adapter, flat, self.gradient, native, compiled)
 
     @property
@@ -106,7 +107,7 @@ class Trainer:
         And how many did.
         """
         done, taken = self.engine.run(work, train=True), work.found.taken
-        if not taken.any():
+        if not len(work.found.rows):
             return done, 0
         broken = limits.lists(self.plan, done.unadapted, done.adapted, work.n_items, taken)
         if not broken.any():
@@ -179,15 +180,9 @@ class Trainer:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
-        norm = optimizers.norm(self.gradient.numbers)
-        if not math.isfinite(norm) or not math.isfinite(optimizers.norm(done.inputs.reshape(-1))):
-            return "gradient is not finite"
-        slot = work.slot[: len(rows)]
-        self.table.descend(rows, self.gains.descend(work.shared[: len(rows)], slot, done.inputs))
-        self.adam.descend(self.dense, self.gradient.numbers, norm, slot)
-        self.table.observe(x, slot, weight)
-        self.slots.observe(slot)
-        return ""
+        n = len(rows)
+        trained = descent.Rows(rows, x, work.slot[:n], work.shared[:n], plain(done.inputs), weight)
+        return "" if self._held.descend(trained) else "gradient is not finite"
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete training state by name: views, to be copied before the next step. `dense` is what serving reads."""

@@ -101,6 +101,39 @@ def read(reading: Reading, rows: I32, x: F32, slot: I64, out: F32, learn: bool) 
         fused_rows.gather_each(r.state, width, rows, r.each, len(r.starts) * width + x.shape[1], out)
 
 
+class Learning(NamedTuple):
+    """What kernels need to change rows of the table, see `Columns` and `fused_rows.descend`."""
+
+    state: F32
+    marks: I32
+    starts: I64
+    widths: I64
+    category: I64
+    apart: I64
+    each: int
+    rate: float
+    before: I32
+    stamp: int
+    total: F32
+
+
+@kernel
+def descend(learning: Learning, rows: I32, gradient: F32) -> None:
+    """`Table.descend` inside kernels."""
+    k = learning
+    at = gradient.shape[1] - len(k.starts) - k.each * (k.state.shape[1] - fused_rows.BESIDE + 1)
+    fused_rows.descend(
+        k.state, k.marks, rows, k.starts, k.widths, k.category, k.apart, at, gradient, k.rate, k.before, k.stamp, k.total
+    )  # fmt: skip
+
+
+@kernel
+def observe(shared: F64, observed: F64, x: F32, slot: I64, weight: F64) -> None:
+    """`Table.observe` inside kernels, all but `Table.standardise`."""
+    moments.update(shared, x, moments.HALF_LIFE_ROWS)
+    moments.observe(observed, x, slot, weight, moments.HALF_LIFE_ROWS)
+
+
 def _zeros(rows: int, width: int) -> F32:
     """Zeros (rows, width) from the start of a page, in huge pages where the system has them: rows are met in no order."""
     if sys.platform != "linux" or not rows * width:
@@ -155,7 +188,7 @@ class Table:
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
         self.moments = np.zeros((3, numbers), np.float64)
         self.observed = np.zeros((settings.scenarios.slots + 1, moments.KEPT, numbers), np.float64)
-        self._standard()
+        self.standardise()
         self._marks, self._stamp = self._state.view(np.int32), 0
         self._marked: I32 | None = None
         self._nothing = np.zeros((0, numbers), np.float32)
@@ -202,16 +235,18 @@ class Table:
 
     def descend(self, rows: I32, gradient: F32) -> None:
         """One AdaGrad step by the gradient (n, row) of gathered inputs."""
+        descend(self.learning(rows), rows, gradient)
+
+    def learning(self, rows: I32) -> Learning:
+        """For `descend`, which must be called with these rows."""
         if rows is not self._marked:
             self._next_marks(rows)
             fused_rows.mark(self._marks, rows, self._before, self._stamp)
-        c = self.columns
-        at = gradient.shape[1] - len(c.starts) - len(c.each) * (self.width + 1)
-        fused_rows.descend(
-            self._state, self._marks, rows, c.starts, c.widths, c.category, c.apart, at, gradient,
+        self._marked, c = None, self.columns
+        return Learning(
+            self._state, self._marks, c.starts, c.widths, c.category, c.apart, len(c.each),
             self._settings.optimizer.embedding_rate, self._before, self._stamp, self._total,
         )  # fmt: skip
-        self._marked = None
 
     def _next_marks(self, rows: I32) -> None:
         """Marks of these rows begin above all that were ever given, so that none need be taken away; when words end, all are."""
@@ -227,11 +262,11 @@ class Table:
 
         In those of their scenarios' slots (n,) the rows weigh `weight` (n,), see `moments.row_weights`.
         """
-        moments.update(self.moments, x, moments.HALF_LIFE_ROWS)
-        moments.observe(self.observed, x, slot, weight, moments.HALF_LIFE_ROWS)
-        self._standard()
+        observe(self.moments, self.observed, x, slot, weight)
+        self.standardise()
 
-    def _standard(self) -> None:
+    def standardise(self) -> None:
+        """Read numbers by the moments as they are now."""
         self.mean, self.scale, self.own = standard(self._settings, self.moments, self.observed)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -249,4 +284,4 @@ class Table:
         self.table[:used], self.accumulator[:used] = arrays["table"], arrays["accumulator"]
         self.table[used:], self.accumulator[used:] = 0, 0
         self.moments[:], self.observed[:] = arrays["moments"], arrays["moments.observed"]
-        self._standard()
+        self.standardise()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from models import base, embedding, kernels, scenario_slots, supports
 from models.embedding import Reading
 from state import config
-from state.kernels import kernel, plain
+from state.kernels import Plain, kernel, plain
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -75,18 +75,20 @@ def enter(
     known = _Known(ids.field_of, ids.salts, ids.keys, ids.values, column, slots.sorted, slots.order)
     counts = np.ascontiguousarray(batch.n_support, np.int64)
     support = _Support(plain(batch.s_ids), plain(batch.s_x), plain(batch.s_label), counts)
+    reading = table.reading(query.rows if learn else None)
     inputs, slot, rows, label, chosen = _enter(
-        table.reading(query.rows if learn else None), known, query, support, codes, settings.min_support,
-        settings.support_rows, table.row, learn,
+        tuple(reading), tuple(known), tuple(query), tuple(support), codes, settings.min_support, settings.support_rows,
+        table.row, learn,
     )  # fmt: skip
     return Entered(inputs, slot, supports.aged(settings, batch, supports.Distinct(*chosen)), rows, label)
 
 
 @kernel
 def _enter(
-    reading: Reading, known: _Known, query: Query, support: _Support, codes: I64, least: int, cap: int, row: int, learn: bool
+    to_read: Plain, to_find: Plain, asked: Plain, given: Plain, codes: I64, least: int, cap: int, row: int, learn: bool
 ) -> tuple[F32, I64, I32, F32, tuple[I64, I32, I64, I64, I64]]:  # fmt: skip
     """Inputs, slots, table rows of the extra support rows, labels of the distinct ones, and the arrays of `Distinct`."""
+    reading, known, query, support = Reading(*to_read), _Known(*to_find), Query(*asked), _Support(*given)
     chosen = supports.choose(query.ids, query.x, support.ids, support.x, support.label, support.counts, codes, least, cap)
     first, extra = chosen[0], chosen[3]
     n, more = len(query.rows), len(extra)

@@ -157,10 +157,10 @@ def squares(values: F32) -> float:
     Number i belongs to lane i modulo 64, so that the loop vectorises in a fixed order.
     """
     lanes, whole = np.zeros(64, np.float64), len(values) - len(values) % 64
-    for start in range(0, whole, 64):
-        part = values[start : start + 64]
-        for j in range(64):
-            v = np.float64(part[j])
+    for k in range(whole // 64):
+        start = np.uintp(64 * k)
+        for j in range(np.uintp(64)):
+            v = np.float64(values[start + j])
             lanes[j] += v * v
     total = 0.0
     for j in range(whole, len(values)):

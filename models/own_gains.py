@@ -11,7 +11,7 @@ and the places of behaviour sequences have no gains: where they enter, weights a
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,17 @@ FLOORS = frozenset({"fm", "lr"})
 """Models that are there for comparison and stay what their papers say."""
 
 
+class State(NamedTuple):
+    """What `learn` changes: gains, summed and squared gradients, memory for gradients, all of one shape; E, and the rate."""
+
+    value: F32
+    total: F32
+    square: F32
+    slope: F32
+    width: int
+    rate: float
+
+
 class Gains:
     """The gains of every slot and their optimiser: (slots + 1, C x E + C), for the embeddings and the first-order weights."""
 
@@ -40,7 +51,7 @@ class Gains:
         self.rate = 0.0 if settings.model.name in FLOORS else settings.optimizer.gain_rate
         self.value, self.sum = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.square = np.full(shape, START, np.float32)
-        self._slope = np.zeros(shape, np.float32)
+        self.state = State(self.value, self.sum, self.square, np.zeros(shape, np.float32), self.width, self.rate)
 
     def apply(self, x: F32, slot: I64) -> F32:
         """See `apply`."""
@@ -48,13 +59,7 @@ class Gains:
 
     def descend(self, x: F32, slot: I64, gradient: F32) -> F32:
         """Learn from the gradient (n, row) of what `apply` made of rows x (n, row); returns the gradient of x itself."""
-        if self.rate == 0:
-            return gradient
-        out = np.empty_like(gradient)
-        done = _learn(
-            x, slot, self.value, self.sum, self.square, self.width, gradient, out, self._slope, self.rate, EVIDENCE
-        )  # fmt: skip
-        return out if done else gradient
+        return learn(self.state, x, slot, gradient)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state as views, for a snapshot."""
@@ -88,52 +93,51 @@ def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> bool:
     """Fill `out`, if there are gains at all."""
     if not _any(slot, value):
         return False
-    categories = value.shape[1] // (width + 1)
-    embedded, first = categories * width, x.shape[1] - categories
+    # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
+    categories = np.uintp(value.shape[1] // (width + 1))
+    embedded, first = categories * np.uintp(width), np.uintp(x.shape[1]) - categories
     for i in range(len(x)):
-        own = value[slot[i]]
+        s = slot[i]
         for j in range(embedded):
-            out[i, j] = x[i, j] * (np.float32(1) + own[j])
+            out[i, j] = x[i, j] * (np.float32(1) + value[s, j])
         for j in range(embedded, first):
             out[i, j] = x[i, j]
         for j in range(categories):
-            out[i, first + j] = x[i, first + j] * (np.float32(1) + own[embedded + j])
+            out[i, first + j] = x[i, first + j] * (np.float32(1) + value[s, embedded + j])
     return True
 
 
 @kernel
-def _learn(
-    x: F32, slot: I64, value: F32, total: F32, square: F32, width: int, gradient: F32, out: F32, slope: F32, rate: float,
-    evidence: float,
-) -> bool:  # fmt: skip
-    """Backward and one step, if there is a slot that may have gains; `slope` is memory for their gradients."""
-    if slot.max() <= 0:
-        return False
-    present = np.zeros(len(value), np.bool_)
+def learn(state: State, x: F32, slot: I64, gradient: F32) -> F32:
+    """`Gains.descend` inside kernels: backward and one step, if there is a slot that may have gains."""
+    if state.rate == 0 or slot.max() <= 0:
+        return gradient
+    out, present = np.empty_like(gradient), np.zeros(len(state.value), np.bool_)
     for s in slot:
         if not present[s]:
             present[s] = True
-            slope[s] = 0
-    _backward(x, slot, value, width, gradient, out, slope)
-    _descend(value, total, square, slope, present, rate, evidence)
-    return True
+            state.slope[s] = 0
+    _backward(x, slot, state.value, state.width, gradient, out, state.slope)
+    _descend(state.value, state.total, state.square, state.slope, present, state.rate, EVIDENCE)
+    return out
 
 
 @kernel
 def _backward(x: F32, slot: I64, value: F32, width: int, gradient: F32, out: F32, slope: F32) -> None:
     """Fill `out` with the gradient of x and add that of the gains to `slope`."""
-    categories = value.shape[1] // (width + 1)
-    embedded, first = categories * width, x.shape[1] - categories
+    categories = np.uintp(value.shape[1] // (width + 1))
+    embedded, first = categories * np.uintp(width), np.uintp(x.shape[1]) - categories
     for i in range(len(gradient)):
-        own, total = value[slot[i]], slope[slot[i]]
+        s = slot[i]
         for j in range(embedded):
-            total[j] += gradient[i, j] * x[i, j]
-            out[i, j] = gradient[i, j] * (np.float32(1) + own[j])
+            slope[s, j] += gradient[i, j] * x[i, j]
+        for j in range(embedded):
+            out[i, j] = gradient[i, j] * (np.float32(1) + value[s, j])
         for j in range(embedded, first):
             out[i, j] = gradient[i, j]
         for j in range(categories):
-            total[embedded + j] += gradient[i, first + j] * x[i, first + j]
-            out[i, first + j] = gradient[i, first + j] * (np.float32(1) + own[embedded + j])
+            slope[s, embedded + j] += gradient[i, first + j] * x[i, first + j]
+            out[i, first + j] = gradient[i, first + j] * (np.float32(1) + value[s, embedded + j])
 
 
 @kernel

@@ -13,7 +13,7 @@ import torch
 from models import base, towers, wide
 from models.matrices import Workspace, affine, column_sums, product, room, sigmoid, turned, workspace
 from state import config
-from state.kernels import kernel
+from state.kernels import Plain, kernel
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -193,13 +193,13 @@ def _split(x: F32, gate: F32, dentry: F32, dpersonal: F32, plan: Plan, dgate: F3
             dgate[i, j] = dentry[i, j] * x[i, j] * g * (np.float32(1) - g * inverse)
         for j in range(plan.embedded):
             dx[i, j] = dentry[i, j] * gate[i, j]
-        for j in range(plan.embedded, dx.shape[1]):
+        for j in range(np.uintp(plan.embedded), np.uintp(dx.shape[1])):
             dx[i, j] = 0
-        at = 0
+        at = np.uintp(0)
         for start in plan.personal:
-            for d in range(plan.width):
-                dx[i, start + d] += dpersonal[i, at + d]
-            at += plan.width
+            for d in range(np.uintp(plan.width)):
+                dx[i, np.uintp(start) + d] += dpersonal[i, at + d]
+            at += np.uintp(plan.width)
 
 
 @kernel
@@ -343,8 +343,8 @@ def _run(
 
 @kernel
 def _enter(
-    plan: towers.Plain, beside: towers.Plain, flat: F32, x: F32, lists: towers.Plain, settings: towers.Plain, train: bool,
-    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: towers.Plain,
+    plan: Plain, beside: Plain, flat: F32, x: F32, lists: Plain, settings: Plain, train: bool,
+    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Plain,
 ) -> float:  # fmt: skip
     return _run(
         Plan(*plan), wide.Plan(*beside), flat, x, towers.Lists(*lists), towers.Settings(*settings), train, unadapted, fitted,

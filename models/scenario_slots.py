@@ -93,7 +93,7 @@ class Slots:
 
     def observe(self, slots: I64) -> None:
         """Count rows (n,) that were trained on; those of slot 0 are scenarios that found no room."""
-        _count(slots, self.rows)
+        count(slots, self.rows)
 
     def earned(self, slots: I64) -> F32:
         """How far each row's own parameters count (n,): 0 for slot 0, towards 1 with its scenario's rows."""
@@ -132,7 +132,8 @@ def _strangers(slots: I64) -> int:
 
 
 @kernel
-def _count(slots: I64, rows: I64) -> None:
+def count(slots: I64, rows: I64) -> None:
+    """`Slots.observe` inside kernels."""
     for slot in slots:
         rows[slot] += 1
 

@@ -3,8 +3,6 @@
 The same mathematics as `models.adaptation` without padding or autograd.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -23,11 +21,9 @@ from models.tower_rows import (
     row_back,
 )  # fmt: skip
 from models.tower_tasks import LARGEST, adapted, block_of, change_of, known_of, support_of
-from state.kernels import kernel
+from state.kernels import Plain, kernel
 
 F32 = npt.NDArray[np.float32]
-Plain = tuple[Any, ...]
-"""The values of a named tuple. Numba knows the type of a plain one by itself, and asks Python at every call for a named one's."""
 __all__ = ["Lists", "Meta", "Settings", "Slopes", "Tower", "joint", "learn", "room_needed"]
 
 

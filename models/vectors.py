@@ -8,15 +8,12 @@ every machine, so that sums have the same bytes everywhere. Addresses are not ch
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from state.kernels import kernel
-
-F32 = npt.NDArray[np.float32]
 
 LANES, USUAL = 8, 16
 _NUMBER = ir.FloatType()
@@ -37,7 +34,7 @@ address = cast("Callable[[Any], int]", intrinsic(_locate))
 
 
 @kernel
-def row_address(array: F32, i: int) -> int:
+def row_address(array: npt.NDArray[Any], i: int) -> int:
     """Where row i begins. A slice counts its users, which costs more than a short run of numbers."""
     return address(array) + i * array.strides[0]
 

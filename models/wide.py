@@ -17,7 +17,7 @@ from models import base
 from models.matrices import product
 from models.vectors import add, row_address, squares
 from state import config
-from state.kernels import kernel
+from state.kernels import Plain, kernel
 
 F32 = npt.NDArray[np.float32]
 OFF, PRODUCT, FM = range(3)
@@ -205,14 +205,14 @@ def backward(x: F32, plan: Plan, own: Arrays, sums: Sums, doffset: F32, slope: A
 
 
 @kernel
-def _added(x: F32, plan: tuple[int, ...], own: tuple[F32, F32, F32], offset: F32) -> None:
-    """`forward` from python, where plain tuples are known by themselves (`towers.Plain`)."""
+def _added(x: F32, plan: Plain, own: Plain, offset: F32) -> None:
+    """`forward` from python."""
     forward(x, Plan(*plan), Arrays(*own), offset)
 
 
 @kernel
 def _again(
-    x: F32, plan: tuple[int, ...], own: tuple[F32, F32, F32], doffset: F32, slope: tuple[F32, F32, F32], dx: F32
+    x: F32, plan: Plain, own: Plain, doffset: F32, slope: Plain, dx: F32
 ) -> None:  # fmt: skip
     """`backward` from python, where nothing was kept of the forward pass."""
     geometry, parameters = Plan(*plan), Arrays(*own)
@@ -243,7 +243,7 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
             slope.numbers[j, d] -= least[j] * own.numbers[j, d]
 
 
-def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> tuple[F32, F32, F32]:
+def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> Plain:
     """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
     nothing = np.zeros(0, np.float32)
     found = [*(part.detach().numpy() for part in own), *(nothing, nothing.reshape(0, plan.width))[len(own) - 1 :]]

@@ -1,7 +1,7 @@
 """How native kernels are compiled: numba, cached on disk, no fast-math, so that results are repeatable."""
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Number = TypeVar("Number", bound=np.generic)
+Plain = tuple[Any, ...]
+"""The values of a named tuple, for a kernel that python calls: numba types those of a named one at four times the cost."""
 
 
 def kernel(function: Function) -> Function:

@@ -108,9 +108,11 @@ def parts(trainer: Trainer, made: Sequence[Step]) -> dict[str, float]:
         return run
 
     places: list[tuple[Any, str]] = [
-        (trainer.table, "admit"), (trainer, "_work"), (trainer.engine, "run"), (trainer.table, "descend"),
-        (trainer.adam, "descend"), (trainer.table, "observe"),
-    ]  # fmt: skip
+        (trainer.table, "admit"),
+        (trainer, "_work"),
+        (trainer.engine, "run"),
+        (trainer, "_descend"),
+    ]
     for owner, name in places:
         setattr(owner, name, timed(f"{type(owner).__name__}.{name}", getattr(owner, name)))
     began = time.perf_counter()

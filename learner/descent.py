@@ -1,0 +1,73 @@
+"""All that a minibatch changes, in one native call: at 50 rows a call from python costs as much as much of its work."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from learner import optimizers
+from models import embedding, kernels, own_gains, scenario_slots
+from state.kernels import Plain, kernel
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """A minibatch that was trained on: table rows (R, F), raw numbers (R, D), slots (R,), what was gathered (R, row), its
+    gradient after the gains (R, row), and the rows of real traffic that each stands for (R,).
+    """
+
+    rows: I32
+    x: F32
+    slot: I64
+    shared: F32
+    slope: F32
+    weight: F64
+
+
+class Seen(NamedTuple):
+    """Moments of the numbers, of all rows and by slot, and the rows of each slot."""
+
+    moments: F64
+    observed: F64
+    slots: I64
+
+
+class Held:
+    """What a minibatch changes of a training state, to be changed together; `dense` by `gradient`."""
+
+    def __init__(
+        self, dense: F32, gradient: F32, adam: optimizers.Dense, table: embedding.Table, gains: own_gains.Gains,
+        slots: scenario_slots.Slots,
+    ) -> None:  # fmt: skip
+        self.table = table
+        self._dense = dense, gradient, tuple(adam.state), tuple(adam.rules)
+        self._gains, self._seen = tuple(gains.state), tuple(Seen(table.moments, table.observed, slots.rows))
+
+    def descend(self, rows: Rows) -> bool:
+        """Change parameters, table, gains and moments; False, and nothing is changed, if a gradient is not finite."""
+        learning = tuple(self.table.learning(rows.rows))
+        if not _descend(*self._dense, learning, self._gains, self._seen, tuple(rows)):
+            return False
+        self.table.standardise()
+        return True
+
+
+@kernel
+def _descend(
+    dense: F32, gradient: F32, adam: Plain, guard: Plain, table: Plain, own: Plain, known: Plain, trained: Plain
+) -> bool:  # fmt: skip
+    gains, learning = own_gains.State(*own), embedding.Learning(*table)
+    seen, rows = Seen(*known), Rows(*trained)
+    total = kernels.squares(gradient)
+    if not (np.isfinite(total) and np.isfinite(kernels.squares(rows.slope.reshape(rows.slope.size)))):
+        return False
+    embedding.descend(learning, rows.rows, own_gains.learn(gains, rows.shared, rows.slot, rows.slope))
+    optimizers.descend(dense, gradient, optimizers.State(*adam), optimizers.Rules(*guard), math.sqrt(total), rows.slot)
+    embedding.observe(seen.moments, seen.observed, rows.x, rows.slot, rows.weight)
+    scenario_slots.count(rows.slot, seen.slots)
+    return True
