@@ -1,13 +1,16 @@
 import functools
 import pathlib
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from state import config as configuration
 from thousandfold import specs
-from thousandfold.bench import meta, quality, report
-from thousandfold.bench.meta import planted
+from thousandfold.bench import meta, protocol, quality, report
+from thousandfold.bench.meta import decisions, gains, planted
+
+CONFIG = configuration.load(specs.path("planted"))
 
 
 @functools.cache
@@ -22,16 +25,33 @@ def test_what_is_planted_is_gained_more_with_more_support_and_the_oracle_is_abov
     assert many.value > 10 * many.stderr
     assert 0.4 < found.share("fomaml", "/support/17-32") < 1
     bars = {r.id: r for r in planted.rows_of([found], "x") if r.target is not None}
-    assert set(bars) == {"bar/planted/least_growth", "bar/planted/share_of_oracle"}
+    assert set(bars) == {"bar/planted/least_growth", "bar/planted/share_of_oracle", "bar/auto/planted/ends_on"}
     assert bars["bar/planted/share_of_oracle"].passed
+    assert bars["bar/auto/planted/ends_on"].passed
 
 
 def test_where_nothing_is_planted_nothing_is_gained() -> None:
     found = world("unplanted")
-    (bar,) = [r for r in planted.rows_of([found], "x") if r.target is not None]
-    assert bar.id == "bar/unplanted/gain"
-    assert bar.passed
+    rows = {r.id: r for r in planted.rows_of([found], "x")}
+    bars = {name: r.passed for name, r in rows.items() if r.target is not None}
+    assert bars == {"bar/unplanted/gain": True, "bar/auto/unplanted/adapted": True}
+    assert rows["auto/unplanted/ends_on_after_on"].value == 0.0
     assert found.over_none("oracle", "").value > 0
+
+
+def test_a_policy_that_finds_out_late_has_adapted_the_lists_after() -> None:
+    inputs = protocol.prepare(CONFIG, planted.log_of(CONFIG, planted.WORLDS["planted"], 6_000, 0)[0], protocol.Lag())
+    says = np.where(inputs.label[:, 0] > 0, 0.9, 0.1).astype(np.float32)
+    nothing = np.full(inputs.rows, 0.5, np.float32)
+    good, bad = (gains.Run([a, a], [b, b], 0.0) for a, b in ((says, nothing), (nothing, says)))
+    first, second = decisions.decide(CONFIG, inputs, good)
+    assert first == second
+    assert first.on
+    assert first.adapted == first.lists - first.first_change > 0
+    assert decisions.decide(CONFIG, inputs, bad)[0][1:3] == (0, False)
+    (stopped, _) = decisions.decide(CONFIG, inputs, bad, begins_on=True)
+    assert stopped.adapted == stopped.first_change < stopped.lists
+    assert not stopped.on
 
 
 def test_users_are_known_by_their_support_alone() -> None:
@@ -42,7 +62,7 @@ def test_users_are_known_by_their_support_alone() -> None:
 
 
 def test_the_command_tells_of_both_worlds(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planted, "measure", lambda name, _rows, _seeds, _progress: world(name))
+    monkeypatch.setattr(planted, "measure", lambda name, _rows, _seeds, _progress, _store: world(name))
     options = ["--data", "planted", "--report", str(tmp_path / "r.json"), "--out", str(tmp_path)]
     result = CliRunner().invoke(meta.app, options)
     assert result.exit_code == 0, result.output

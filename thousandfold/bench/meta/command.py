@@ -89,7 +89,7 @@ def meta(
     # A file or a pipe has no width of its own, and rich would cut the numbers off.
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if data == planted.PLANTED and not choose:
-        _planted(console, limit or planted.ROWS, seeds, report_file, out)
+        _planted(console, limit or planted.ROWS, seeds, report_file, out, gains.Store(_passes(out), resume))
         return
     if spec is None and data != "ml1m":
         raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
@@ -114,7 +114,7 @@ def meta(
         _tell_choice(console, chosen, settings)
         return
     seeds_of = {v: seeds if v in gains.MAIN else seeds_of_others or seeds for v in gains.VARIANTS}
-    store = gains.Store(None if out is None else out / "passes", resume)
+    store = gains.Store(_passes(out), resume)
     made, real_time = list[study.Study](), None
     for name, config in configs.items():
         inputs = source.prepare(config, source.read(config), progress.stage(f"{name}: features"))
@@ -127,6 +127,10 @@ def meta(
     _show(console, made, (data, limit) == ("ml1m", None), report_file, out)
 
 
+def _passes(out: pathlib.Path | None) -> pathlib.Path | None:
+    return None if out is None else out / "passes"
+
+
 def _tell_choice(console: Console, chosen: Chosen, settings: pathlib.Path | None) -> None:
     text = tomli_w.dumps(chosen)
     console.print(f"\n# chosen on the first 20 %\n{text}", markup=False)
@@ -135,10 +139,10 @@ def _tell_choice(console: Console, chosen: Chosen, settings: pathlib.Path | None
 
 
 def _planted(
-    console: Console, rows: int, seeds: int, report_file: pathlib.Path | None, out: pathlib.Path | None
+    console: Console, rows: int, seeds: int, report_file: pathlib.Path | None, out: pathlib.Path | None, store: gains.Store
 ) -> None:  # fmt: skip
     command, progress = report.command_line(), quality.Progress()
-    made = [planted.measure(name, rows, seeds, progress) for name in planted.WORLDS]
+    made = [planted.measure(name, rows, seeds, progress, store) for name in planted.WORLDS]
     told = planted.rows_of(made, command)
     shown = [tables.verdicts([r for r in told if r.target is not None]), *(planted.table(world) for world in made)]
     drawn = {world.name: planted.picture(world) for world in made} if out is not None else {}

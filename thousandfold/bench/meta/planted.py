@@ -1,6 +1,7 @@
 """Simulated worlds in which adaptation must gain, and must not: what belongs to a user is planted there, or is not."""
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import areas, grids, logs, pages, protocol, quality, report
-from thousandfold.bench.meta import gains, study
+from thousandfold.bench.meta import decisions, gains, study
 from thousandfold.bench.meta.parts import Parts, parts
 from thousandfold.data import simulator, worlds
 
@@ -21,10 +22,15 @@ SHARE_TARGET, NOISE = 0.5, 2.0
 
 
 class World(NamedTuple):
-    """What was measured in one world; among the runs is `oracle`, the true probability of every click."""
+    """What was measured in one world; among the runs is `oracle`, the true probability of every click.
+
+    `auto` is what the policy decides, one a seed, `stopped` what it decides where adaptation was on before.
+    """
 
     name: str
     found: study.Study
+    auto: list[decisions.Decision]
+    stopped: list[decisions.Decision]
 
     def over_none(self, variant: str, part: str) -> areas.Difference:
         """AUC over no adaptation."""
@@ -47,17 +53,20 @@ def log_of(config: configuration.Config, settings: simulator.Settings, rows: int
     return log, np.concatenate([block.truth for block in found])[: log.rows]
 
 
-def measure(name: str, rows: int, seeds: int, progress: quality.Progress) -> World:
+def measure(name: str, rows: int, seeds: int, progress: quality.Progress, store: gains.Store = gains.NOWHERE) -> World:
     """Run the configured algorithm and the baselines in one world."""
     config = configuration.load(specs.path(PLANTED))
     log, truth = log_of(config, WORLDS[name], rows, seed=0)
     inputs = protocol.prepare(config, log, protocol.Lag(), progress.stage(f"{name}: features"))
     variants = [gains.FINE_TUNE, config.meta.algorithm]
-    runs = gains.measure(config, inputs, variants, _settings(config), dict.fromkeys(gains.VARIANTS, seeds), progress)
+    seeds_of = dict.fromkeys(gains.VARIANTS, seeds)
+    runs = gains.measure(config, inputs, variants, _settings(config), seeds_of, progress, store)
     runs[ORACLE] = gains.Run([truth] * seeds, [truth] * seeds, 0.0)
     where = parts(config, inputs)._replace(decile={}, scenario={})
     table = study.tell(inputs, runs, where)
-    return World(name, study.Study(name, runs, where, table, config.meta.algorithm))
+    tuned = runs[gains.FINE_TUNE]
+    auto, stopped = (decisions.decide(config, inputs, tuned, begins_on=on) for on in (False, True))
+    return World(name, study.Study(name, runs, where, table, config.meta.algorithm), auto, stopped)
 
 
 def _settings(config: configuration.Config) -> dict[str, gains.Settings]:
@@ -83,8 +92,27 @@ def rows_of(made: list[World], command: str) -> list[report.Row]:
             out.append(
                 report.row("bar/unplanted/gain", value, "standard errors", better="lower", target=NOISE, command=command)
             )  # fmt: skip
-        out += study.rows_of(world.found, command)
+        out += [*_decided(world, command), *study.rows_of(world.found, command)]
     return out
+
+
+def _decided(world: World, command: str) -> Iterator[report.Row]:
+    """What `auto` decided: it ends on where something is planted, and never comes on where nothing is."""
+    name, change = f"auto/{world.name}", "lists until its first change"
+    on = [float(d.on) for d in world.auto]
+    adapted = [d.adapted / d.lists for d in world.auto]
+    if world.name == PLANTED:
+        yield report.row(f"bar/{name}/ends_on", on, "share of the seeds", target=1.0, command=command)
+        yield report.row(f"{name}/adapted", adapted, "share of the lists", command=command)
+        yield report.row(f"{name}/off_until", [d.first_change for d in world.auto], change, better="lower", command=command)
+    else:
+        yield report.row(
+            f"bar/{name}/adapted", adapted, "share of the lists", better="lower", target=0.0, command=command
+        )  # fmt: skip
+        yield report.row(f"{name}/ends_on_after_on", [float(d.on) for d in world.stopped], "share of the seeds", command=command)
+        yield report.row(
+            f"{name}/on_until", [d.first_change for d in world.stopped], f"{change}, from on", better="lower", command=command
+        )  # fmt: skip
 
 
 def _filled(where: Parts) -> list[str]:
