@@ -5,24 +5,26 @@ vectors, is written as vector instructions. Every element is one chain of fused 
 dimension, whatever tile it falls in: a row of a product has the same bytes in any company.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import llvmlite.binding
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+Held = TypeVar("Held")
 
 # 32 registers of 16 numbers hold a tile of 8 rows by 2 vectors; 16 registers of 8 hold one of 4 rows.
 _WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-_LANES, _HEIGHTS = (16, (8, 2, 1)) if _WIDE else (8, (4, 2, 1))
+_LANES, _HEIGHTS = (16, (8, 4, 2, 1)) if _WIDE else (8, (4, 2, 1))
 _PAIR = 2 * _LANES
 _FEW = 4
 _ALIGN = 16
@@ -201,6 +203,81 @@ def workspace(size: int) -> Workspace:
     return Workspace(np.empty(size, np.float32), np.zeros(1, np.int64))
 
 
+def _view(dimensions: int) -> Callable[..., Any]:
+    """How an array of these dimensions is made at an address, as an intrinsic's code; nobody counts its references."""
+    kind = types.Array(types.float32, dimensions, "C")
+
+    def generate(context: Any, builder: Any, place: Any, shape: Sequence[Any]) -> Any:
+        made, word = context.make_array(kind)(context, builder), ir.IntType(64)
+        strides = [ir.Constant(word, 4)]
+        for length in reversed(shape[1:]):
+            strides.insert(0, builder.mul(length, strides[0]))
+        data = builder.inttoptr(place, ir.PointerType(ir.FloatType()))
+        arrayobj.populate_array(made, data, shape, strides, ir.Constant(word, 4), None)  # type: ignore[no-untyped-call]
+        return made._getvalue()  # noqa: SLF001 - how numba itself reads it
+
+    return generate
+
+
+def _cut(_typing: Any, place: Any, rows: Any, columns: Any) -> Any:
+    del place, rows, columns
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _view(2)(context, builder, arguments[0], arguments[1:])
+
+    return types.Array(types.float32, 2, "C")(*[types.int64] * 3), generate
+
+
+_matrix = cast("Callable[[int, int, int], F32]", intrinsic(_cut))
+
+
+def _let(_typing: Any, held: Any) -> Any:
+    def bare(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+        if not isinstance(kind, types.Array):
+            return value
+        made = context.make_array(kind)(context, builder, value)
+        made.meminfo = cgutils.get_null_value(made.meminfo.type)  # type: ignore[no-untyped-call]
+        return made._getvalue()  # noqa: SLF001 - how numba itself reads it
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        if isinstance(kind, types.Array):
+            return bare(context, builder, kind, arguments[0])
+        values = cgutils.unpack_tuple(builder, arguments[0])  # type: ignore[no-untyped-call]
+        made = [bare(context, builder, *pair) for pair in zip(kind.types, values, strict=True)]
+        return context.make_tuple(builder, kind, made)
+
+    return held(held), generate
+
+
+borrowed = cast("Callable[[Held], Held]", intrinsic(_let))
+"""An array, or a tuple with arrays in it, whose references nobody counts: each slice and call would add and take away one.
+
+The caller keeps the arrays alive.
+"""
+
+
+def _flatten(_typing: Any, array: Any) -> Any:
+    if not isinstance(array, types.Array) or array.layout != "C":
+        raise errors.TypingError(f"only contiguous arrays can be read as one run of numbers, not {array}")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return _view(1)(context, builder, builder.ptrtoint(held.data, ir.IntType(64)), [held.nitems])
+
+    return types.Array(types.float32, 1, "C")(array), generate
+
+
+flat = cast("Callable[[F32], F32]", intrinsic(_flatten))
+"""All numbers of a contiguous array as one run, valid as long as it is. `reshape` costs as much as a small product."""
+
+
+@kernel
+def part(numbers: F32, at: int, rows: int, columns: int) -> F32:
+    """The numbers of a contiguous array from place `at` on as a matrix, valid as long as the array is; not checked."""
+    return _matrix(_address(numbers) + 4 * at, rows, columns)
+
+
 @kernel
 def room(space: Workspace, rows: int, columns: int) -> F32:
     """An unset matrix; set `space.used[0]` back to what it was before to give it up.
@@ -213,7 +290,7 @@ def room(space: Workspace, rows: int, columns: int) -> F32:
     if end > len(space.numbers):
         raise MemoryError("the workspace of a native kernel is too small")
     space.used[0] = end + (-end) % _ALIGN
-    return space.numbers[start:end].reshape(rows, columns)
+    return part(space.numbers, start, rows, columns)
 
 
 @kernel
@@ -257,10 +334,10 @@ def sigmoid(values: F32, scale: float) -> None:
     exp(-|x|) = 2^n p(r) with the polynomial of Cephes (Moshier 1989); n is rounded by adding 1.5 x 2^23, which also leaves it in
     the low bits, so that no conversion to an integer can go wrong.
     """
-    flat = values.reshape(values.size)
+    numbers = flat(values)
     one, by, low = np.float32(1), np.float32(scale), np.float32(-87)
-    for i in range(len(flat)):
-        x = flat[i]
+    for i in range(len(numbers)):
+        x = numbers[i]
         y = -abs(x)
         y = low if y < low else y  # noqa: FURB136 - not max, which may drop a NaN
         t = np.float32(y * np.float32(1.44269504) + np.float32(12582912.0))
@@ -275,4 +352,4 @@ def sigmoid(values: F32, scale: float) -> None:
         p = p * r * r + r + one
         bits = np.int32((t.view(np.int32) << 23) + 0x3F800000)
         e = p * bits.view(np.float32)
-        flat[i] = (one if x >= 0 else e) / (one + e) * by
+        numbers[i] = (one if x >= 0 else e) / (one + e) * by

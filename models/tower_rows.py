@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.matrices import product
+from models.matrices import flat, product, sigmoid
+from models.vectors import address, dot
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
@@ -81,49 +82,73 @@ def probability(logit: float, label: float) -> tuple[float, float]:
 
 
 @kernel
-def error_of(logit: float, label: float) -> np.float32:
-    """Derivative of the cross-entropy."""
-    e = math.exp(-abs(logit))
-    return np.float32((1.0 if logit >= 0 else e) / (1.0 + e)) - np.float32(label)
+def errors(logit: F32, label: F32) -> None:
+    """Replace logits (n, 1) by the derivatives of their cross-entropies, given labels (n,)."""
+    sigmoid(logit, 1.0)
+    for v in range(len(logit)):
+        logit[v, 0] -= label[v]
 
 
 @kernel
-def activate(z: F32, gate: F32, start: int, out: F32) -> None:
-    """`out` (n, H2) from n virtual rows from `start`."""
-    for v in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            value = z[v, j]
-            out[v, j] = (np.float32(0) if value < 0 else value) * gate[start + v, j]
+def activate(z: F32, gate: F32, out: F32) -> None:
+    """`out` = what pre-activations let through their gates, all of them (n, H2)."""
+    before, by, after = flat(z), flat(gate), flat(out)
+    for i in range(len(before)):
+        value = before[i]
+        after[i] = (np.float32(0) if value < 0 else value) * by[i]
 
 
 @kernel
-def logits(active: F32, tower: Tower, offset: F32, start: int, out: F32) -> None:
-    """`out` (n, 1) from n virtual rows from `start`, whose first is of objective 0."""
-    objectives = len(tower.bias)
-    for v in range(len(out)):
-        out[v, 0] = tower.bias[v % objectives] + offset[start + v, 0]
+def logits(active: F32, tower: Tower, offset: F32, out: F32) -> None:
+    """`out` (n, 1) of n virtual rows, whose first is of objective 0."""
+    objectives, width = tower.output.shape
+    row, weight = address(active), address(tower.output)
+    for v in range(0, len(out), objectives):
+        for o in range(objectives):
+            own = dot(row + 4 * width * (v + o), weight + 4 * width * o, width)
+            out[v + o, 0] = tower.bias[o] + offset[v + o, 0] + own
+
+
+@kernel
+def spread(up: F32, output: F32, out: F32) -> None:
+    """`out` (n, H2) = gradients of active rows from those of their logits (n, 1), under output weights (O, H2)."""
+    objectives = len(output)
     for o in range(objectives):
-        product(active[o::objectives], tower.output[o : o + 1].T, out[o::objectives], True)
+        product(up[o::objectives], output[o : o + 1], out[o::objectives], False)
 
 
 @kernel
-def row_back(v: int, by: F32, z: F32, gate: F32, g: int, output: F32, dz: F32, dgate: F32, d: int) -> None:
-    """Add the gradients of pre-activation v and of gates g, to row d, from that of the row's logit, `by` (n, 1).
+def gated_back(slope: F32, z: F32, gate: F32) -> None:
+    """Replace the gradients of active rows by those of their pre-activations, where the gates have none."""
+    values, before, by = flat(slope), flat(z), flat(gate)
+    for i in range(len(values)):
+        values[i] = values[i] * by[i] if before[i] > 0 else np.float32(0)
 
-    By numbers of rows: a slice of an array counts its users, which costs more than these few sums.
-    """
-    zero, o, up = np.float32(0), v % len(output), by[v, 0]
-    for j in range(z.shape[1]):
-        slope, value = up * output[o, j], z[v, j]
-        dgate[d, j] += slope * (zero if value < 0 else value)
-        dz[v, j] += slope * gate[g, j] if value > 0 else zero
+
+@kernel
+def both_back(dactive: F32, z: F32, gate: F32, dz: F32, dgate: F32) -> None:
+    """Fill the gradients of pre-activations and gates."""
+    up, before, by = flat(dactive), flat(z), flat(gate)
+    out, gates = flat(dz), flat(dgate)
+    for i in range(len(out)):
+        value = before[i]
+        gates[i] = up[i] * (np.float32(0) if value < 0 else value)
+        out[i] = up[i] * by[i] if value > 0 else np.float32(0)
+
+
+@kernel
+def add_to(total: F32, more: F32) -> None:
+    """Add matrices of one shape."""
+    to, values = flat(total), flat(more)
+    for i in range(len(to)):
+        to[i] += values[i]
 
 
 @kernel
 def output_back(by: F32, active: F32, slopes: Slopes) -> None:
     """Add the gradient of the output layer."""
     objectives = len(slopes.bias)
-    for v in range(len(by)):
-        slopes.bias[v % objectives] += by[v, 0]
     for o in range(objectives):
+        for v in range(o, len(by), objectives):
+            slopes.bias[o] += by[v, 0]
         product(by[o::objectives].T, active[o::objectives], slopes.output[o : o + 1], True)

@@ -6,7 +6,7 @@ The same mathematics as `models.adaptation` without padding or autograd.
 import numpy as np
 import numpy.typing as npt
 
-from models.matrices import Workspace, room
+from models.matrices import Workspace, borrowed, room
 from models.tower_rows import (
     ON,
     Lists,
@@ -15,10 +15,11 @@ from models.tower_rows import (
     Slopes,
     Tower,
     activate,
+    both_back,
     logits,
     output_back,
     probability,
-    row_back,
+    spread,
 )  # fmt: skip
 from models.tower_tasks import LARGEST, adapted, block_of, change_of, known_of, support_of
 from state.kernels import Plain, kernel
@@ -35,29 +36,29 @@ def _plain(
     """Score all rows under the tower as it is; returns the original loss, with the meta loss of lists without support."""
     objectives, width = tower.output.shape
     count, end, loss = lists.label.size, 0, 0.0
+    z, gate = meta.z[:count], meta.gate[:count]
     active, by = room(space, count, width), room(space, count, 1)
-    activate(meta.z[:count], meta.gate, 0, active)
-    logits(active, tower, meta.offset, 0, by)
+    activate(z, gate, active)
+    logits(active, tower, meta.offset, by)
     for t in range(len(lists.n_items)):
         start, end = end, end + lists.n_items[t]
         factor = 1.0 + (settings.weight if lists.codes[t] == ON and lists.taken[t] == 0 else 0.0)
-        for v in range(start * objectives, end * objectives):
-            i, o = v // objectives, v % objectives
-            p, entropy = probability(by[v, 0], lists.label[i, o])
-            share = lists.weight[i, o] * factor / len(lists.label)
-            unadapted[i, o] = fitted[i, o] = p
-            loss += share * entropy
-            by[v, 0] = share * (p - lists.label[i, o])
+        for i in range(start, end):
+            for o in range(objectives):
+                p, entropy = probability(by[i * objectives + o, 0], lists.label[i, o])
+                share = lists.weight[i, o] * factor / len(lists.label)
+                unadapted[i, o] = fitted[i, o] = p
+                loss += share * entropy
+                by[i * objectives + o, 0] = share * (p - lists.label[i, o])
     if not train:
         return loss
-    slopes.offset[:] = by
     slopes.hidden[:] = 0
-    slopes.z[:] = 0
-    slopes.gate[:] = 0
     slopes.output[:] = 0
     slopes.bias[:] = 0
-    for v in range(count):
-        row_back(v, by, meta.z, meta.gate, v, tower.output, slopes.z, slopes.gate, v)
+    slopes.offset[:] = by
+    up = room(space, count, width)
+    spread(by, tower.output, up)
+    both_back(up, z, gate, slopes.z, slopes.gate)
     output_back(by, active, slopes)
     return loss
 
@@ -68,6 +69,8 @@ def joint(
     space: Workspace,
 ) -> float:  # fmt: skip
     """`learn` inside kernels."""
+    meta, tower, lists, slopes = borrowed(meta), borrowed(tower), borrowed(lists), borrowed(slopes)
+    unadapted, fitted = borrowed(unadapted), borrowed(fitted)
     loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
     support, t, begin = support_of(meta, lists, len(tower.bias), space), 0, 0
     known = known_of(support, tower, lists.s_label, space)
@@ -78,7 +81,7 @@ def joint(
         mark = space.used[0]
         block = block_of(lists, t, begin, settings.steps)
         change = change_of(support, tower, known, lists, settings, block, space)
-        loss += adapted(meta, support, known, change, lists, settings, block, fitted, slopes, train, space)
+        loss += adapted(meta, support, change, lists, settings, block, fitted, slopes, train, space)
         space.used[0] = mark
         t, begin = block.last, block.end
     return loss
@@ -107,7 +110,5 @@ def learn(
 def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:
     """Numbers that `learn` takes from the workspace, at most."""
     v, q, gaps = support * objectives, rows * objectives, 32 * 16
-    known = v * (3 * entry + 5 * width + 2)
     pairs = max((most_items + 1) * v, LARGEST * objectives) * (objectives + 1)
-    change = v * (5 * width + 1 + v) + q * (width + 1)
-    return known + pairs + change + q * (6 * width + 3) + width + gaps
+    return v * (2 * entry + 9 * width + 3 + v) + pairs + q * (7 * width + 3) + gaps

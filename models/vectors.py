@@ -119,31 +119,48 @@ add = _move(add=True)
 """`add(target, source, by, count)`: target += by x source."""
 
 
+def _sum(builder: Any, one: Any, other: Any, count: Any) -> Any:
+    """Sum of the products of two runs: every lane by itself, then halves of the lanes."""
+    zeros, zero = ir.Constant(_VECTOR, [0.0] * LANES), ir.Constant(_NUMBER, 0.0)
+    places = {
+        _VECTOR: cgutils.alloca_once_value(builder, zeros),  # type: ignore[no-untyped-call]
+        _NUMBER: cgutils.alloca_once_value(builder, zero),  # type: ignore[no-untyped-call]
+    }
+    for kind, start in ((_VECTOR, zeros), (_NUMBER, zero)):
+        builder.store(start, places[kind])
+
+    def run(kind: ir.Type, offset: Any) -> None:
+        value, by = (builder.load(_at(builder, kind, base, offset), align=4) for base in (one, other))
+        builder.store(builder.fadd(builder.load(places[kind]), builder.fmul(value, by)), places[kind])
+
+    _each(builder, count, run)
+    vector, half = builder.load(places[_VECTOR]), LANES // 2
+    while half:
+        other = ir.Constant(ir.VectorType(_INDEX, LANES), [lane ^ half for lane in range(LANES)])
+        vector, half = builder.fadd(vector, builder.shuffle_vector(vector, vector, other)), half // 2
+    return builder.fadd(builder.extract_element(vector, ir.Constant(_INDEX, 0)), builder.load(places[_NUMBER]))
+
+
 def _square(_typing: Any, source: Any, count: Any) -> Any:
     del source, count
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         source, count = arguments
-        zeros, zero = ir.Constant(_VECTOR, [0.0] * LANES), ir.Constant(_NUMBER, 0.0)
-        places = {
-            _VECTOR: cgutils.alloca_once_value(builder, zeros),  # type: ignore[no-untyped-call]
-            _NUMBER: cgutils.alloca_once_value(builder, zero),  # type: ignore[no-untyped-call]
-        }
-        for kind, start in ((_VECTOR, zeros), (_NUMBER, zero)):
-            builder.store(start, places[kind])
-
-        def run(kind: ir.Type, offset: Any) -> None:
-            value = builder.load(_at(builder, kind, source, offset), align=4)
-            builder.store(builder.fadd(builder.load(places[kind]), builder.fmul(value, value)), places[kind])
-
-        _each(builder, count, run)
-        vector, total = builder.load(places[_VECTOR]), builder.load(places[_NUMBER])
-        for lane in range(LANES):
-            total = builder.fadd(total, builder.extract_element(vector, ir.Constant(_INDEX, lane)))
-        return total
+        return _sum(builder, source, source, count)
 
     return types.float32(types.int64, types.int64), generate
 
 
+def _dot(_typing: Any, one: Any, other: Any, count: Any) -> Any:
+    del one, other, count
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return _sum(builder, *arguments)
+
+    return types.float32(types.int64, types.int64, types.int64), generate
+
+
 squares = cast("Callable[[int, int], Any]", intrinsic(_square))
-"""`squares(source, count)`: sum of the squares, lane by lane."""
+"""`squares(source, count)`: sum of the squares."""
+dot = cast("Callable[[int, int, int], Any]", intrinsic(_dot))
+"""`dot(one, other, count)`: sum of the products."""

@@ -21,6 +21,11 @@ def kernel(function: Function) -> Function:
     return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+def inlined(function: Function) -> Function:
+    """Compile `function` into each kernel that calls it: for those of many arrays, whose passing costs more than they do."""
+    return cast("Function", numba.njit(inline="always", nogil=True, error_model="numpy")(function))
+
+
 def plain(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """The array as kernels take it: itself, or a copy if it is read-only, unaligned or not contiguous."""
     return array if array.flags.carray else np.array(array)

@@ -59,7 +59,10 @@ def test_fine_tune_only_adapts_and_trains_as_if_off(native: bool) -> None:
     assert tuned.score(batch).adapted.tolist() == on.score(batch).adapted.tolist()
     assert off.score(batch).adapted.tolist() == off.score(batch).unadapted.tolist()
     assert tuned.score(batch).loss == pytest.approx(off.score(batch).loss)
-    assert gradient(tuned, batch) == gradient(off, batch) != gradient(on, batch)
+    plain = gradient(off, batch)
+    # Torch's sigmoid of a row may differ in the last place with the rows beside it, here the support rows.
+    assert gradient(tuned, batch) == pytest.approx(plain, rel=1e-5, abs=1e-8)
+    assert gradient(on, batch) != pytest.approx(plain, rel=1e-2, abs=1e-5)
 
 
 def test_a_switch_made_while_running_survives_a_snapshot() -> None:

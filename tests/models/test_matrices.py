@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 
-from models import matrices
+from models import matrices, vectors
+from state.kernels import kernel
 
 SIZES = st.integers(0, 70)
 
@@ -79,3 +81,38 @@ def test_column_sums_and_layers_equal_plain_ones() -> None:
     assert out == pytest.approx(x @ weight + bias, abs=1e-5)
     matrices.column_sums(out, bias)
     assert bias == pytest.approx(out.sum(0), abs=1e-5)
+
+
+def test_a_part_of_a_matrix_and_its_numbers_in_a_row_are_the_same_memory() -> None:
+    a = drawn(1, 6, 5)
+    before = a.copy()
+    assert _doubled(a, 10) == pytest.approx(before.sum(), abs=1e-4)
+    wanted = before.copy()
+    wanted[2:4] *= 2
+    assert (a == wanted).all()
+
+
+@kernel
+def _doubled(a: matrices.F32, at: int) -> float:
+    held, total = matrices.borrowed(matrices.Workspace(a[0], np.zeros(1, np.int64))), 0.0
+    for value in matrices.flat(matrices.borrowed(a)):
+        total += value
+    own = matrices.part(a, at, 2, len(held.numbers))
+    own *= 2
+    return total
+
+
+def test_only_contiguous_arrays_are_read_as_one_run() -> None:
+    with pytest.raises(TypingError, match="only contiguous arrays"):
+        _doubled(drawn(1, 6, 10)[:, ::2], 0)
+
+
+@given(count=st.integers(0, 40), seed=st.integers(0, 9))
+def test_sums_of_products_of_short_runs_equal_the_exact_ones(count: int, seed: int) -> None:
+    a, b = drawn(seed, count), drawn(seed + 1, count)
+    assert _dot(a, b) == pytest.approx(float(a.astype(np.float64) @ b), abs=1e-4)
+
+
+@kernel
+def _dot(a: matrices.F32, b: matrices.F32) -> float:
+    return float(vectors.dot(vectors.address(a), vectors.address(b), len(a)))

@@ -18,15 +18,15 @@ from rich.console import Console
 
 from learner.__main__ import MEMORY
 from state import config as configuration
+from thousandfold.bench import adaptation_native, report
 from thousandfold.bench import adaptation_peers as peers
-from thousandfold.bench import report
 
 TASKS, MANY, ROUNDS, LOOP_ROUNDS = 512, 4096, 9, 2
 TARGETS = {"first_order/1_step": 5.0, "first_order/3_steps": 4.0, "second_order/1_step": 1.8}
 """Times that `vmap(grad)` takes as long."""
 LOOP_TARGET, MEMORY_TARGET, GRADIENT_TARGET = 50.0, 1 / 3, 1e-5
 WAYS: dict[str, Callable[[peers.Tasks, peers.Parameters, int], peers.Gradients]] = {
-    "first_order": peers.native,
+    "first_order": adaptation_native.first_order,
     "second_order": peers.closed_form,
     "vmap_first_order": lambda d, p, steps: peers.by_vmap(d, p, steps, second=False),
     "vmap_second_order": lambda d, p, steps: peers.by_vmap(d, p, steps, second=True),

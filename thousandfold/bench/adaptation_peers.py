@@ -1,4 +1,4 @@
-"""Meta-gradients of one small network by several ways: this library's, `torch.func.vmap`, and a loop over cloned modules.
+"""Meta-gradients of one small network by several ways: this library's second order, `torch.func.vmap`, and a loop over clones.
 
 The network is 64-64-32-1. Its first layer is the trunk, which support rows do not change (they are constants there) and which
 learns from the loss of the query rows; the other two are the tower, which is adapted to each task. The loss is the library's own:
@@ -8,12 +8,11 @@ that of all query rows under the plain tower, and that of the same rows under th
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from models import base, losses, matrices, modes, towers
+from models import base, losses
 from models.meta import adapters, maml
 from state import config
 
@@ -60,39 +59,6 @@ def parameters(seed: int = 0) -> Parameters:
         entry = shape[-1] if name == "output.weight" else shape[0]
         out[name] = torch.randn(shape, generator=random) / entry**0.5 if len(shape) > 1 else torch.zeros(shape)
     return out
-
-
-def native(given: Tasks, start: Parameters, steps: int) -> Gradients:
-    """The learner's own first order: the compiled tower, the other layers written by hand as in its native networks."""
-    own = {name: p.numpy() for name, p in start.items()}
-    queries, known, count = given.query.numel() // INPUTS, given.known.numel(), len(given.support)
-    x = torch.cat([given.query.flatten(0, 1), given.support.flatten(0, 1)]).numpy()
-    lists = towers.Lists(
-        given.asked.reshape(-1, 1).numpy(), np.ones((queries, 1), np.float32), np.full(count, QUERY), np.full(count, modes.ON),
-        np.full(count, SUPPORT), np.arange(known, dtype=np.int32).reshape(count, SUPPORT), given.known.reshape(-1, 1).numpy(),
-        np.arange(queries, queries + known),
-    )  # fmt: skip
-    settings, end = towers.Settings(RATE, steps, 1.0, 0.0), towers.Tower(own["output.weight"], own["output.bias"])
-    space = matrices.workspace(towers.room_needed(queries, QUERY, known, 1, ENTRY, WIDTH))
-    gate, offset, said = (
-        np.ones((len(x), WIDTH), np.float32),
-        np.zeros((len(x), 1), np.float32),
-        np.empty((2, queries, 1), np.float32),
-    )
-    shapes = ((queries, ENTRY), (queries, WIDTH), (queries, WIDTH), (queries, 1), (1, WIDTH), (1,))
-    slopes = towers.Slopes._make(np.empty(shape, np.float32) for shape in shapes)
-
-    def run() -> list[torch.Tensor]:
-        hidden = np.maximum(x @ own["trunk.weight"] + own["trunk.bias"], 0)
-        z = hidden @ own["tower.weight"] + own["tower.bias"]
-        towers.learn(towers.Meta(hidden, z, gate, offset), end, lists, settings, said[0], said[1], slopes, True, space)
-        space.used[0] = 0
-        query = hidden[:queries]
-        back = (slopes.hidden + slopes.z @ own["tower.weight"].T) * (query > 0)
-        found = x[:queries].T @ back, back.sum(0), query.T @ slopes.z, slopes.z.sum(0), slopes.output, slopes.bias
-        return [torch.from_numpy(g) for g in found]
-
-    return run
 
 
 def closed_form(given: Tasks, start: Parameters, steps: int) -> Gradients:
