@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from models import matrices, modes, towers
-from state.kernels import kernel
+from state.kernels import Plain, kernel
 from thousandfold.bench import adaptation_peers as peers
 
 F32 = npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ def first_order(given: peers.Tasks, start: peers.Parameters, steps: int) -> peer
 
 
 @kernel
-def _pass(given: towers.Plain, own: towers.Plain, found: towers.Plain, settings: towers.Plain, space: towers.Plain) -> None:
+def _pass(given: Plain, own: Plain, found: Plain, settings: Plain, space: Plain) -> None:
     """Fill the gradients `found` of parameters `own`, both in the order of `peers.SHAPES`."""
     trunk, trunk_bias, weight, bias, output, output_bias = matrices.borrowed(found)
     for matrix in (trunk, weight, output):
@@ -49,7 +49,7 @@ def _pass(given: towers.Plain, own: towers.Plain, found: towers.Plain, settings:
 
 @kernel
 def _block(
-    given: towers.Plain, first: int, tasks: int, own: towers.Plain, found: towers.Plain, settings: towers.Settings,
+    given: Plain, first: int, tasks: int, own: Plain, found: Plain, settings: towers.Settings,
     space: matrices.Workspace,
 ) -> None:  # fmt: skip
     """Add the gradients of some tasks' queries."""

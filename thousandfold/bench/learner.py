@@ -2,7 +2,7 @@
 
 MovieLens lists go through the pure stages in this process into `episodes`; then the learner runs as a deployment runs it (PEPNet,
 MAML on, 50 rows a step, one thread, a durable plan, prequential metrics, drift; the river baseline off) and the wall times of its
-plan records give the rate, between a tenth and nine tenths of the rows.
+plan records give the rate, between a tenth and nine tenths of the rows. What meta-learning costs is measured apart (`maml_cost`).
 """
 
 import pathlib
@@ -24,7 +24,7 @@ from state import config as configuration
 from state import disk_snapshots, kafka_settings, kafka_topics, plan, snapshots
 from state.config import Config
 from thousandfold import brokers, children, pipeline, produce, specs, supervisor
-from thousandfold.bench import report
+from thousandfold.bench import maml_cost, report
 
 TARGET_ROWS_PER_S, TARGET_HELD_MS, TARGET_RSS_MB = 30_000.0, 20.0, 1500.0
 FIRST, LAST = 0.1, 0.9
@@ -154,12 +154,14 @@ def run(
                 found = records(config, rows, running.poll)
                 peak_mb = running.peak_rss_mb.get("learner", 0.0)
         held = held_ms_per_100_mb(directory)
+        cost = maml_cost.cost(config, packed[: len(packed) * maml_cost.LISTS // max(lists, maml_cost.LISTS)], say=say)
     per_s = rate(found, rows)
     say(f"learner {per_s:,.0f} rows/s, {peak_mb:.0f} MB; a snapshot holds it up {statistics.median(held):.1f} ms per 100 MB")
     return [
         report.row("learner/rows", per_s, "rows/s", target=TARGET_ROWS_PER_S),
         report.row("learner/peak_rss", peak_mb, "MB", better="lower", target=TARGET_RSS_MB),
         report.row("learner/snapshot_held_up", statistics.median(held), "ms per 100 MB", better="lower", target=TARGET_HELD_MS),
+        cost,
     ]
 
 
