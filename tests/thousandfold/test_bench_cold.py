@@ -11,7 +11,18 @@ from typer.testing import CliRunner
 from state import config as configuration
 from state import ids
 from thousandfold import specs
-from thousandfold.bench import cold_items, cold_start, cold_states, cold_study, figures, logs, protocol, quality, report
+from thousandfold.bench import (
+    cold_items,
+    cold_start,
+    cold_states,
+    cold_study,
+    cold_titles,
+    figures,
+    logs,
+    protocol,
+    quality,
+    report,
+)
 from thousandfold.data import ml1m
 
 CONFIG = configuration.load(specs.path("ml1m_cold"))
@@ -150,6 +161,34 @@ def test_the_command_chooses_writes_measures_and_reports(tmp_path: pathlib.Path,
     assert {row.id for row in report.read(out).rows} >= {"cold/mae/old/new/biases", "cold/auc/new/new/user_mean"}
     refused = CliRunner().invoke(cold_start.app, ["--variants", "nothing"])
     assert isinstance(refused.exception, configuration.ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("title", "found"),
+    [
+        ("Toy Story (1995)", "plain"),
+        ("Toy Story 2 (1999)", "sequel"),
+        ("Father of the Bride Part II (1995)", "sequel"),
+        ("Return of Jafar, The (1993)", "sequel"),
+        ("12 Angry Men (1957)", "plain"),
+        ("I (1966)", "plain"),
+        ("Cité des enfants perdus, La (1995)", "foreign"),
+        ("Shanghai Triad (Yao a yao yao dao waipo qiao) (1995)", "foreign"),
+        ("Truman Show, The (1998)", "plain"),
+    ],
+)
+def test_a_title_tells_a_sequel_and_a_foreign_movie(title: str, found: str) -> None:
+    assert cold_titles.mark(title) == found
+
+
+def test_settings_are_chosen_by_the_mean_over_the_draws() -> None:
+    one, two = ({"old/old": cold_states.outer(rows(), seed)["old/old"]} for seed in (0, 1))
+    worth = [cold_states.worth(cold_study.biases(rows(), states, 5.0, 5.0)) for states in (one, two)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold_study, "PRIORS", (5.0,))
+        chosen = cold_study.choose(CONFIG, rows(), [one, two], ["biases"], lambda _: None)
+    assert worth[0] != worth[1]
+    assert chosen["biases"].worth == pytest.approx(np.mean(worth))
 
 
 def test_the_settings_that_are_shipped_fit_the_variants() -> None:

@@ -91,7 +91,7 @@ app = typer.Typer()
 @app.command("cold")
 def command(
     variants: Annotated[str, typer.Option(help="comma-separated")] = ",".join(cold_study.VARIANTS),
-    seeds: Annotated[int, typer.Option(min=1, max=20, help="draws of old users, each with its own initial model")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="draws of old users; --choose: in the training part")] = 3,
     choose: Annotated[bool, typer.Option("--choose", help="choose settings inside the training part and write them")] = False,
     settings: Annotated[pathlib.Path | None, typer.Option(help="settings that --choose wrote, or where it shall write")] = None,
     spec: Annotated[pathlib.Path | None, typer.Option(help="another configuration of the features and the model")] = None,
@@ -105,8 +105,9 @@ def command(
         raise configuration.ConfigError(f'no variant "{unknown[0]}"; there are {", ".join(cold_study.VARIANTS)}')
     found = cold_states.read(config, ml1m.load(say=console.print))
     if choose:
-        inner = cold_states.inner(found, cold_states.outer(found, 0), 0)
-        text = tomli_w.dumps(msgspec.to_builtins(cold_study.choose(config, found, inner, names, console.print)))
+        outer = cold_states.outer(found, 0)
+        draws = [cold_states.inner(found, outer, seed) for seed in range(seeds)]
+        text = tomli_w.dumps(msgspec.to_builtins(cold_study.choose(config, found, draws, names, console.print)))
         console.print(f"\n# chosen inside the training part\n{text}", markup=False)
         if settings is not None:
             settings.write_text(text, encoding="utf-8")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from models import base
 from state import config as configuration
 from state import ids
-from thousandfold.bench import figures, logs
-from thousandfold.data import ml1m
+from thousandfold.bench import cold_titles, figures, logs
+from thousandfold.data import blocks, ml1m
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -58,10 +58,13 @@ States = dict[str, Tasks]
 
 
 def read(config: configuration.Config, ratings: ml1m.Ratings) -> Rows:
-    """The ratings, with the features that a configuration declares (it must declare no statistics)."""
+    """The ratings, with the features that a configuration declares (it must declare no statistics).
+
+    Beside the attributes of `ml1m.world` an item has `mark`, which its title tells (`cold_titles`).
+    """
     clicks = (configuration.Objective(name="click", action="click"),)
     log = logs.from_blocks(
-        msgspec.structs.replace(config, objectives=clicks), ml1m.world(ratings), [ml1m.block(ratings)]
+        msgspec.structs.replace(config, objectives=clicks), _world(ratings), [ml1m.block(ratings)]
     )  # fmt: skip
     order = ml1m.in_time(ratings)
     user, item = ratings.user[order].astype(np.int64), ratings.item[order].astype(np.int64)
@@ -69,6 +72,12 @@ def read(config: configuration.Config, ratings: ml1m.Ratings) -> Rows:
         user, item, log.lists.ids, log.lists.numbers, ratings.rating[order].astype(np.float32), ratings.at_s[order],
         ratings.year[item].astype(np.int64),
     )  # fmt: skip
+
+
+def _world(ratings: ml1m.Ratings) -> blocks.World:
+    world = ml1m.world(ratings)
+    marks: list[blocks.Scalar] = [cold_titles.mark(title) for title in ratings.item_id.tolist()]
+    return world._replace(items=world.items._replace(attributes=world.items.attributes | {"mark": marks}))
 
 
 def outer(rows: Rows, seed: int) -> States:

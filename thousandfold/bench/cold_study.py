@@ -186,42 +186,48 @@ def line(told: Told) -> str:
 
 
 def choose(
-    config: configuration.Config, rows: cold_states.Rows, states: cold_states.States, variants: Sequence[str], say: Say
+    config: configuration.Config, rows: cold_states.Rows, draws: Sequence[cold_states.States], variants: Sequence[str], say: Say
 ) -> dict[str, Settings]:
-    """Settings of every variant, on quadrants inside what may be learned from (`states`, see `cold_states.inner`); seed 0."""
+    """Settings of every variant by its mean worth on `draws` of quadrants inside what may be learned from; seed 0.
+
+    See `cold_states.inner`: new movies are asked by few users there, so one draw says little.
+    """
     chosen: dict[str, Settings] = {}
     for variant in variants:
         if variant == BIASES:
             tried = {
-                (u, i): cold_states.worth(biases(rows, states, u, i)) for u in PRIORS for i in PRIORS
+                (u, i): float(np.mean([cold_states.worth(biases(rows, states, u, i)) for states in draws]))
+                for u in PRIORS for i in PRIORS
             }  # fmt: skip
             user, item = max(tried, key=lambda priors: tried[priors])
             chosen[variant] = Settings(user_prior=user, item_prior=item, worth=tried[user, item])
             say(f"{variant}: priors {user:g} and {item:g}, worth {tried[user, item]:.4f}")
         elif variant in GRIDS:
-            chosen[variant] = _search(config, rows, states, variant, say)
+            chosen[variant] = _search(config, rows, draws, variant, say)
     return chosen
 
 
 def _search(
-    config: configuration.Config, rows: cold_states.Rows, states: cold_states.States, variant: str, say: Say
+    config: configuration.Config, rows: cold_states.Rows, draws: Sequence[cold_states.States], variant: str, say: Say
 ) -> Settings:  # fmt: skip
     """The best settings of one trained variant, and after how many passes to stop."""
 
     def attempt(settings: dict[str, Any]) -> tuple[float, int]:
-        found = []
-        for epoch, trainer in enumerate(train(variant_of(config, variant, Settings(settings)), rows, states, EPOCHS), 1):
-            if epoch % EVERY == 0:
-                told = scores(trainer, rows, states)[0]
-                found.append((cold_states.worth(told), epoch))
-                say(f"{variant}, {settings}, {epoch} passes: worth {found[-1][0]:.4f}; {line(told)}")
-        return max(found)
+        run, worth = variant_of(config, variant, Settings(settings)), dict[int, list[float]]()
+        for states in draws:
+            for epoch, trainer in enumerate(train(run, rows, states, EPOCHS), 1):
+                if epoch % EVERY == 0:
+                    told = scores(trainer, rows, states)[0]
+                    worth.setdefault(epoch, []).append(cold_states.worth(told))
+                    say(f"{variant}, {settings}, {epoch} passes: worth {worth[epoch][-1]:.4f}; {line(told)}")
+        return max((float(np.mean(values)), epoch) for epoch, values in worth.items())
 
     best: dict[str, Any] = {}
     found = (float("-inf"), 0)
     for key, values in GRIDS[variant].items():
         tried = {value: attempt({**best, key: value}) for value in values}
         value = max(tried, key=lambda v: tried[v])
+        say(f"{variant}, {key} = {value}: worth {tried[value][0]:.4f} after {tried[value][1]} passes")
         if tried[value] > found:
             best, found = {**best, key: value}, tried[value]
     return Settings(best, found[1], worth=found[0])
