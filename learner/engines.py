@@ -22,7 +22,8 @@ def choose(
     Raises:
         config.ConfigError: there is no native network or no device although it is asked for.
     """
-    network = meta.network(settings, model, flat) if native else None
+    drops = settings.model.dropout > 0
+    network = meta.network(settings, model, flat) if native and not drops else None
     outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)
     place = passes.device(settings)
     if place != "cpu":
@@ -31,6 +32,8 @@ def choose(
         )
     if network is not None:
         return passes.Native(network, gradient), Choice("native", "")
+    if drops:
+        return passes.Autograd(model, adapter, outer, settings, flat, gradient.flat), Choice("autograd", "model.dropout")
     reason = unnative(settings) if native else "a trainer without the native network"
     towers = "tower.weight" in model.fast_parameters()
     if compiled and towers and not obstacle(settings):

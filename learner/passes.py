@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import tower
+from learner import dropout, tower
 from learner.meta import outer
 from models import adaptation, base, losses, modes, supports, towers
 from models import registry as models
@@ -40,6 +40,8 @@ class Work(NamedTuple):
     found: supports.Distinct
     s_label: F32
     """(U, O)"""
+    drop: int = -1
+    """Number of the step that leaves hidden numbers out (`learner.dropout`); -1: all are there."""
 
 
 class Engine(Protocol):
@@ -61,6 +63,7 @@ class Autograd:
         self.weight, self.prior, self.plan = settings.meta.weight, settings.meta.prior_rows, losses.plan(settings.objectives)
         self.parameters = leaves(flat, registry.shapes(model, adapter), gradient)
         self.fast = registry.fast(self.parameters, model, adapter)
+        self.rate, self.seed = settings.model.dropout, settings.learner.seed
 
     def run(self, work: Work, train: bool) -> base.Pass:
         """See `Engine`."""
@@ -68,10 +71,11 @@ class Autograd:
         inputs = every.x[:rows].requires_grad_(train)
         wanted = losses.targets(self.plan, *(self._there(part) for part in (work.label, work.weight, work.n_items)))
         with torch.set_grad_enabled(train):
-            meta = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
+            whole = self.model.trunk(self.parameters, base.Inputs(inputs, every.slot[:rows], every.earned[:rows]))
+            meta = self._dropped(whole, work.drop)
             plain = self.model.tower(self.fast, meta)
             learns = self._there(np.repeat(work.codes == modes.ON, work.n_items).astype(np.float32))
-            adapted, found = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), meta, plain, learns)
+            adapted, found = self._adapted(work, base.Inputs(*(part[rows:] for part in every)), whole, meta, plain, learns)
             loss = losses.loss(self.plan, wanted, plain)
             if self.weight > 0 and learns.any():
                 learned = wanted._replace(weight=wanted.weight * learns.unsqueeze(1))
@@ -84,20 +88,30 @@ class Autograd:
         slope = np.zeros_like(work.inputs[:rows]) if inputs.grad is None else inputs.grad.cpu().numpy()
         return base.Pass(unadapted, fitted, loss.item(), slope)
 
+    def _dropped(self, meta: base.MetaInput, step: int) -> base.MetaInput:
+        if step < 0:
+            return meta
+        rows, _, width = meta.hidden.shape
+        return meta._replace(hidden=meta.hidden * self._there(dropout.mask(rows, width, self.rate, self.seed, step)))
+
     def _there(self, part: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(part).to(self.gradient.device)
 
     def _adapted(
-        self, work: Work, support: base.Inputs, meta: base.MetaInput, plain: torch.Tensor, learns: torch.Tensor
-    ) -> tuple[torch.Tensor, outer.Adapted | None]:
-        """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any."""
+        self, work: Work, support: base.Inputs, whole: base.MetaInput, meta: base.MetaInput, plain: torch.Tensor,
+        learns: torch.Tensor,
+    ) -> tuple[torch.Tensor, outer.Adapted | None]:  # fmt: skip
+        """Logits (R, O) under each list's adapted tower, the plain ones where a list is not adapted; and the tasks, if any.
+
+        Rows that are support of others are adapted on as they are (`whole`), as in serving; `meta` has the numbers left out.
+        """
         if not work.found.taken.any():
             return plain, None
         padded = supports.Padded(*(p.to(plain.device) for p in supports.pad(work.found, work.n_items, self.prior)))
         with torch.no_grad():
-            more = self.model.trunk(self.parameters, support) if len(support.x) else meta
+            more = self.model.trunk(self.parameters, support) if len(support.x) else whole
             more = base.MetaInput(*(part[: len(support.x)] for part in more))
-        known = base.MetaInput(*(torch.cat([asked.detach(), part]) for asked, part in zip(meta, more, strict=True)))
+        known = base.MetaInput(*(torch.cat([asked.detach(), part]) for asked, part in zip(whole, more, strict=True)))
         label = self._there(work.s_label)[padded.support]
         places = self._there(work.found.at)[padded.support]
         tasks = adapters.Tasks(adaptation.pick(known, places), label, padded.weight)

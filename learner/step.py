@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from learner import cold_items, descent, engines, optimizers, passes, widening
-from models import base, cold, embedding, intake, limits, losses, modes, moments, own_gains, registry, scenario_slots
+from models import base, cold, embedding, intake, limits, losses, modes, moments, own_gains, own_rows, registry, scenario_slots
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -59,6 +59,7 @@ class Trainer:
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
         self.gains = own_gains.Gains(settings)
+        self.own_rows = own_rows.plan(settings)
         asked = cold.layout(settings)
         self.cold = cold_items.Generator(settings, asked) if asked else None
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
@@ -91,11 +92,11 @@ class Trainer:
         if not len(batch.ids):
             return self.score(batch)
         ids, x = plain(batch.ids), plain(batch.x)
-        rows, slot = self.table.admit(ids, now_ms), self._slots(ids, admit=True)
+        rows, slot = self.table.admit(self.own_rows.apply(ids), now_ms), self._slots(ids, admit=True)
         if self.cold:
             self.cold.start(self.table, rows, x, slot)
         work = self._work(batch, rows, x, slot, learn=True)
-        done, diverged = self._run(work)
+        done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
         skipped = self._descend(done, rows, x, work, self._row_weights(batch, work))
         if self.cold and not skipped:
             self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
@@ -117,6 +118,14 @@ class Trainer:
         shared = work._replace(found=work.found._replace(taken=np.where(broken, 0, taken)))
         return self.engine.run(shared, train=True), int(broken.sum())
 
+    def _run_dropped(self, work: passes.Work) -> tuple[base.Pass, int]:
+        """The same with hidden numbers left out, and predictions of a pass with all of them."""
+        done, diverged = self._run(work._replace(drop=int(self.adam.step[0])))
+        said = self.engine.run(work, train=False)
+        broken = limits.lists(self.plan, said.unadapted, said.adapted, work.n_items, work.found.taken)
+        adapted = np.where(np.repeat(broken, work.n_items)[:, None], said.unadapted, said.adapted)
+        return done._replace(unadapted=said.unadapted, adapted=adapted), diverged
+
     def score(self, batch: base.Batch) -> Scores:
         """Score as published, with averaged dense parameters, without any change of state.
 
@@ -126,7 +135,7 @@ class Trainer:
             nothing = np.zeros((0, self.model.objectives), np.float32)
             return Scores(nothing, nothing, 0.0, "no rows")
         ids = plain(batch.ids)
-        work = self._work(batch, self.table.map.find(ids), plain(batch.x), self._slots(ids))
+        work = self._work(batch, self.find(ids), plain(batch.x), self._slots(ids))
         trained = self.dense.copy()
         self.dense[:] = self.adam.average
         try:
@@ -139,13 +148,17 @@ class Trainer:
         """What the published trunk makes of rows of ids (n, F) and raw numbers (n, D), without any change of state."""
         slot = self._slots(ids)
         inputs = np.empty((len(ids), self.table.row), np.float32)
-        rows = self.table.map.find(plain(ids))
+        rows = self.find(plain(ids))
         self.table.gather(rows, plain(x), slot, inputs)
         if self.cold:
             self.cold.fill(rows, inputs)
         known = base.Inputs(*(torch.from_numpy(p) for p in (self.gains.apply(inputs, slot), slot, self.slots.earned(slot))))
         with torch.no_grad():
             return self.model.trunk(base.views(torch.from_numpy(self.adam.average), self.shapes), known)
+
+    def find(self, ids: base.U64) -> I32:
+        """Rows of the table (n, F) for ids (n, F), without any change of state."""
+        return self.table.map.find(self.own_rows.apply(ids))
 
     def _network(self) -> cold_items.Network:
         parameters = base.views(torch.from_numpy(self.dense), self.shapes)
@@ -163,11 +176,14 @@ class Trainer:
         return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
 
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
-        codes, query = self.modes.codes(batch.scenario), intake.Query(plain(batch.ids), x, rows, slot)
+        codes, ids = self.modes.codes(batch.scenario), batch.ids
+        if self.own_rows.any:
+            batch = batch._replace(ids=self.own_rows.apply(plain(batch.ids)), s_ids=self.own_rows.apply(plain(batch.s_ids)))
+        query = intake.Query(plain(batch.ids), x, rows, slot)
         entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn)
         inputs, slot, wanted = entered.inputs, entered.slot, self.settings.meta
         if learn and (wanted.unadapted == "original" or wanted.task_share < 1):
-            codes = modes.learning(wanted, codes, entered.found.taken, batch.ids[np.cumsum(batch.n_items) - batch.n_items])
+            codes = modes.learning(wanted, codes, entered.found.taken, ids[np.cumsum(batch.n_items) - batch.n_items])
         if self.cold:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])
@@ -180,6 +196,8 @@ class Trainer:
         """Apply the gradients; returns why not, if they are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
+        if self.settings.optimizer.l2:
+            self.gradient.numbers += np.float32(self.settings.optimizer.l2) * self.dense
         n = len(rows)
         trained = descent.Rows(rows, x, work.slot[:n], work.shared[:n], plain(done.inputs), weight)
         return "" if self._held.descend(trained) else "gradient is not finite"

@@ -1,13 +1,14 @@
 """AdaSparse (Yang et al. 2022): after every hidden layer a pruner leaves out the neurons that a scenario does not need.
 
-The points are the parts of the paper, by name.
+The points are the parts of the paper, by name, each with its equation.
 
-* Domain-aware pruner: factors of a layer's neurons from [what tells the scenario apart; the layer], fusion
-  form: gamma x sigmoid(z), and zero below `model.prune_below`, so that what remains is scaled as well.
-* Sparsity control: the paper pulls the pruned share between r_min and r_max by a regulariser. Here the share is
-  kept there outright: of a row's layer, at least `model.prune_least` and at most `model.prune_most` are left out, those with
-  the smallest factors. No term of the loss is needed, and no row is pruned beyond the bound on the average of a batch. The
-  paper's growing sharpness is left out: a model that never stops learning has no end of training to sharpen towards.
+* Domain-aware pruner, h x pi(z): factors of a layer's neurons from z = [what tells the scenario apart; the layer] P + p. Of the
+  paper's three forms (binarisation, scaling, fusion) the last: gamma x sigmoid(z), and zero below `model.prune_below`, so that
+  what remains is scaled as well.
+* Sparsity control: the paper pulls the pruned share between r_min and r_max by a regulariser. Here the share is kept there
+  outright: of a row's layer, at least `model.prune_least` and at most `model.prune_most` are left out, those with the smallest
+  factors. No term of the loss is needed, and no row is pruned beyond the bound on the average of a batch. The paper's growing
+  sharpness is left out: a model that never stops learning has no end of training to sharpen towards.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""A factorisation machine (Rendle 2010): first-order weights and the inner products of all pairs of ids and numbers, no network.
+"""A factorisation machine (Rendle 2010, equation 1): first-order weights and inner products of all pairs of ids and numbers.
 
 It is the wide part of kind "fm" (`models.wide`) by itself, whatever `model.wide` says, and a bias per objective. Objectives share
 the factors and differ in how much the sum and the products count. There is no tower, so adaptation moves the bias alone.

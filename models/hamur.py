@@ -1,11 +1,12 @@
 """HAMUR (Li et al. 2023): adapters between layers whose narrow middle is generated for every instance.
 
-The points are the parts of the paper, by name.
+The points are the parts of the paper, by name, each with its equation.
 
-* Domain-specific adapter: h + norm(up(act(down(h)))), narrow in the middle, beside a network that all share.
-* Shared hyper-network: an instance generates a matrix I of rank x rank; the adapter's weights are U I V, down
-  and up, with U and V the scenario's own. The products run through the low rank and no weight is ever built. U and V are the
-  shared ones plus the scenario's change, as far as its rows have earned it.
+* Domain-specific adapter, the residual equation of the adapter cell: h + norm(up(act(down(h)))), narrow in the middle, beside a
+  network that all share.
+* Shared hyper-network, the low-rank equation of the generated weight: an instance generates a matrix I of rank x rank; the
+  adapter's weights are U I V, down and up, with U and V the scenario's own. The products run through the low rank and no weight
+  is ever built. U and V are the shared ones plus the scenario's change, as far as its rows have earned it.
 * Domain norm: the paper normalises by the moments of a scenario's rows in the batch, and so a row's score depends on its
   company. A model that is a pure function of its parameters has no moments of hidden layers to keep running, so here a row is
   normalised by itself, over its layer (Ba et al. 2016), with a scale and shift of the scenario that start at the shared ones.

@@ -1,12 +1,12 @@
 """M2M (Zhang et al. 2022): what tells a scenario apart generates weights, of the attention over experts and of the tower.
 
-The points are the parts of the paper, by name.
+The points are the parts of the paper, by name, each with its equation.
 
 * Backbone: experts read the whole row; every objective has a view of its own.
-* Meta unit: scenario knowledge s, a rectified layer over the scenario's features, gives a layer its weights,
-  W = reshape(V s + v), b = U s + u. They are a row's own and are never built per scenario, so there is nothing to own.
-* Meta attention: of an objective over a row's own experts, softmax_i of v . relu(Meta([expert_i; view])).
-  Nothing attends to other rows of the batch: their number and order do not exist for a row.
+* Meta unit: scenario knowledge s, a rectified layer over the scenario's features, gives a layer its weights, W = reshape(V s +
+  v), b = U s + u. They are a row's own and are never built per scenario, so there is nothing to own.
+* Meta attention: of an objective over a row's own experts, softmax_i of v . relu(Meta([expert_i; view])). Nothing attends to
+  other rows of the batch: their number and order do not exist for a row.
 * Meta tower: relu(Meta(R) + R) of what the attention took, before the tower that all scenarios share.
 """
 

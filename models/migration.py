@@ -1,79 +1,58 @@
-"""A model that served one scenario becomes that scenario's own expert in a cross-domain model, without loss (TRS, C4).
+"""Models that served one scenario each become those scenarios' own experts in a cross-domain model, without loss (TRS, C4).
 
-The tower, the wide part, ids and embeddings, and the moments of numbers are taken over as they are; the old network becomes the
-own expert of the scenario's slot, which counts in full from the start and is closed to the shared experts (`models.trs`). So
-the scenario is predicted as before, and learns from there on with everybody else. Features that the old model did not know have
-weights of zero in the own expert.
+Each old network (`models.donors`) becomes the own expert of its scenario's slot, which counts in full from the start and is
+closed to the shared experts (`models.trs`). Its tower becomes columns of the tower that nobody else reads: the scenario's own
+gates are 0 on the others' columns, and so is every gradient behind them, so that an adapted tower predicts as before too. Scales
+of the wide part are the scenario's own. Ids have a row for each scenario (`models.own_rows`); gains and the moments of numbers
+come along (`models.migrated_inputs`). So every scenario is predicted as before, and learns from there on with everybody else: the
+gradients of `own.open` and of the closed gates are not zero. Features that an old model did not know have weights of zero in its
+expert.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from models import base, embedding, experts, id_map, moments, own_gains, parts, registry, scenario_slots
+from models import base, donors, migrated_inputs, parts, registry
 from models.meta import registry as meta
-from state import config, ids
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-SLOT = 1
-IN_FULL = 2**30
-"""A scenario with so many times `scenarios.prior_rows` rows has earned a share of 1 to the last bit of a float32."""
-EXPERTS = {"shared_bottom": "bottom", "mmoe": "expert"}
-"""Models that can become an expert, and what their layers are called."""
+from state import config
 
 
-class _Old(NamedTuple):
-    """A model that served one scenario: its parameters, and the slot that it gave the scenario, with what that has earned."""
+def migrate(given: Sequence[donors.Donor], new: config.Config) -> migrated_inputs.Made:
+    """The arrays of a trs model that serves the scenario of every given model as that does.
 
-    settings: config.Config
-    parameters: dict[str, torch.Tensor]
-    slot: int
-    earned: float
-
-    @property
-    def group(self) -> int:
-        """Networks side by side."""
-        return self.settings.model.experts if self.settings.model.name == "mmoe" else 1
-
-
-def migrate(old: config.Config, arrays: Arrays, new: config.Config, scenario: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a trs model in which `scenario` is served as the old model's `arrays` serve it.
-
-    What the old model's adaptation had learned beside the tower (`meta.algorithm`) starts anew, and so do the moments of the
+    What the old models' adaptations had learned beside the tower (`meta.algorithm`) starts anew, and so do the moments of the
     dense parameters.
 
     Raises:
-        config.ConfigError: the two configurations do not fit; the message names the setting of the new one and what it must be.
+        config.ConfigError: the configurations do not fit; the message names the setting of the new one and what it must be.
     """
-    refuse(old, new)
-    old = scenario_slots.as_trained(old, arrays)
-    slots = scenario_slots.Slots(old.scenarios)
-    slots.load(arrays)
-    mine = slots.find(np.array([ids.of(scenario)], np.uint64))
-    flat = torch.from_numpy(np.array(arrays["dense"], np.float32))
-    parameters = base.views(flat, registry.build(old).shapes)
-    found = _Old(old, parameters, int(mine[0]), float(slots.earned(mine)[0]))
-    dense = _dense(found, new).numpy()
+    refuse([(donor.settings, donor.scenario) for donor in given], new)
+    dense = _dense(given, new).numpy()
     return {
-        "dense": dense, "dense.trained": dense, "moments": _moments(old, arrays["moments"], new),
-        "moments.observed": _observed(old, arrays["moments.observed"], new, int(mine[0])), **_table(old, arrays, new),
-        **_slots(new.scenarios, scenario), **_gains(old, arrays, new, int(mine[0])),
+        "dense": dense, "dense.trained": dense, **migrated_inputs.standard(given, new), **migrated_inputs.table(given, new),
+        **migrated_inputs.slots(new.scenarios, [donor.scenario for donor in given]), **migrated_inputs.gains(given, new),
     }  # fmt: skip
 
 
-def refuse(old: config.Config, new: config.Config) -> None:
-    """Raise ConfigError unless the old configuration's model can become an expert of the new one's."""
-    if old.model.name not in EXPERTS or new.model.name != "trs":
-        raise config.ConfigError(
-            f'model.name: "{old.model.name}" cannot become an expert of "{new.model.name}"; '
-            f'allowed: {", ".join(sorted(EXPERTS))} into "trs"'
-        )
-    if old.model.name == "shared_bottom" and len(old.model.hidden) == 1:
-        raise config.ConfigError("model.hidden: the old model has no layer before its tower that could become an expert")
+def refuse(given: Sequence[tuple[config.Config, str]], new: config.Config) -> None:
+    """Raise ConfigError unless the models of these configurations and scenarios can become experts of the new one's."""
+    if new.model.name != "trs":
+        raise config.ConfigError(f'model.name: the new model is "{new.model.name}"; allowed: "trs", which has own experts')
+    names = [scenario for _, scenario in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise config.ConfigError(f'--scenario: "{twice[0]}" is named twice; every model brings a scenario of its own')
+    if len(given) > new.scenarios.slots:
+        raise config.ConfigError(f"scenarios.slots: is {new.scenarios.slots}, must be at least {len(given)}")
+    for old, scenario in given:
+        if found := donors.problem(old):
+            raise config.ConfigError(f"{found} (scenario {scenario})")
+        _refuse_features(old, new)
+        _refuse_shapes(old, new)
+    _refuse_together([old for old, _ in given], new)
+
+
+def _refuse_features(old: config.Config, new: config.Config) -> None:
     known = old.features.categories
     names, wanted = ([c.name for c in f.features.categories] for f in (old, new))
     if new.features.categories[: len(known)] != known:
@@ -86,111 +65,122 @@ def refuse(old: config.Config, new: config.Config) -> None:
     if missing or after.scenario < 0:
         lacks = ", ".join(missing) if missing else "a category of the scenario"
         raise config.ConfigError(f"features: the new configuration lacks {lacks}; it must have all that the old model reads")
-    group = old.model.experts if old.model.name == "mmoe" else 1
-    sizes = old.model.hidden[:-1] if old.model.name == "shared_bottom" else experts.widths(old, 0)[1:]
+
+
+def _refuse_shapes(old: config.Config, new: config.Config) -> None:
     for setting, own, must in (
         ("objectives", new.objectives, old.objectives),
         ("model.embedding_width", new.model.embedding_width, old.model.embedding_width),
         ("model.wide", new.model.wide, old.model.wide),
-        ("model.hidden, its last", new.model.hidden[-1], old.model.hidden[-1]),
-        ("model.own_experts", new.model.own_experts, group),
-        ("model.expert_hidden", experts.widths(new, 0)[1:], sizes),
-        ("model.own_towers", new.model.own_towers or not old.model.own_towers, True),
-        ("model.moments", new.model.moments, old.model.moments),
-        ("scenarios.prior_rows", *(c.scenarios.prior_rows if c.model.moments == "scenario" else 0.0 for c in (new, old))),
-        ("model.star_tower", new.model.star_tower and old.model.own_towers, False),
+        ("model.expert_hidden", donors.widths(new), donors.widths(old)),
+        ("model.own_towers", new.model.own_towers or not donors.has_towers(old), True),
+        ("model.objective_towers", new.model.objective_towers or not old.model.objective_towers, True),
+        ("model.star_tower", new.model.star_tower and donors.has_towers(old), False),
     ):
         if own != must:
             raise config.ConfigError(f"{setting}: is {own}, must be {must} as in the old model")
+    if new.model.own_experts < donors.group(old):
+        raise config.ConfigError(
+            f"model.own_experts: is {new.model.own_experts}, must be at least {donors.group(old)}, the experts of an old model"
+        )
 
 
-def _dense(old: _Old, new: config.Config) -> torch.Tensor:
+def _refuse_together(given: Sequence[config.Config], new: config.Config) -> None:
+    """What several models need of the new one, and what one does."""
+    model, several = new.model, len(given) > 1
+    total = sum(old.model.hidden[-1] for old in given)
+    owned = model.own_towers or model.star_tower
+    if model.hidden[-1] < total or (not owned and model.hidden[-1] != total):
+        least = "at least " if owned else ""
+        raise config.ConfigError(
+            f"model.hidden, its last: is {model.hidden[-1]}, must be {least}{total}: the old models' together"
+        )
+    known = [c for old in given for c in old.features.categories]
+    scenario = [c.name for c in known if c.source == "scenario"]
+    if model.own_rows and any(c.share in scenario for c in known):
+        raise config.ConfigError("features.categories: none may share the scenario's embeddings, of which every model has others")
+    owners = list(dict.fromkeys(c.name for c in known if not c.share and c.name not in scenario))
+    lacks = [name for name in owners if name not in model.own_rows]
+    if lacks and (several or len(lacks) < len(owners)):
+        raise config.ConfigError(
+            f"model.own_rows: lacks {', '.join(lacks)}; models that were trained apart have other embeddings for the same id; "
+            f"set it to {[*owners]}, and declare further categories for what scenarios shall share"
+        )
+    if model.moments == "shared" and (several or given[0].model.moments != "shared"):
+        raise config.ConfigError('model.moments: is "shared", must be "scenario": the old models standardise numbers differently')
+    if several and not owned:
+        raise config.ConfigError("model.own_towers: is False, must be True: every scenario keeps its own tower")
+    if several and model.wide == "fm" and base.geometry(new).numbers:
+        raise config.ConfigError(
+            'model.wide: "fm" has one vector per number for all scenarios, so only one model with it can be taken over'
+        )
+
+
+def _dense(given: Sequence[donors.Donor], new: config.Config) -> torch.Tensor:
     model = registry.build(new)
     flat = meta.initial(model, meta.build(new, model), new.learner.seed)
-    views, given, objectives = base.views(flat, model.shapes), old.parameters, model.objectives
-    numbers = base.geometry(old.settings).numbers
-    for name in ("tower.weight", "tower.bias", "output.weight", "output.bias", "wide.scale"):
-        if name in given:
-            views[name].copy_(given[name])
-    for name in ("wide.first", "wide.numbers"):
-        if name in given:
-            views[name].zero_()[[base.geometry(new).numbers.index(n) for n in numbers]] = given[name]
-    for name in ("tower.weight", "tower.bias", "output.weight", "output.bias"):
-        own = f"own.{name}"
-        if own in given:
-            n = objectives if name == "tower.weight" else 1
-            views[own][SLOT * n : SLOT * n + n] = old.earned * given[own][old.slot * n : old.slot * n + n]
-    views["own.open"][SLOT] = -1
-    _expert(old, new, views, objectives)
+    views = base.views(flat, model.shapes)
+    _wide(given, new, views)
+    views["output.bias"].copy_(torch.stack([donor.parameters["output.bias"] for donor in given]).mean(0))
+    at = 0
+    for slot, donor in enumerate(given, 1):
+        width = donor.settings.model.hidden[-1]
+        _tower(donor, views, slot, slice(at, at + width))
+        at += width
+        views["own.open"][slot] = -1
+        _expert(donor, new, views, slot)
     return flat
 
 
-def _expert(old: _Old, new: config.Config, views: dict[str, torch.Tensor], objectives: int) -> None:
-    """Fill the own expert of the scenario's slot."""
-    prefix, group, given = EXPERTS[old.settings.model.name], old.group, old.parameters
-    before = base.geometry(old.settings)
+def _wide(given: Sequence[donors.Donor], new: config.Config, views: dict[str, torch.Tensor]) -> None:
+    """Shared scales are the mean of those that the models have, own ones what is missing; numbers' weights are of one model."""
+    if "wide.scale" not in views:
+        return
+    scales = torch.stack([donor.parameters["wide.scale"] for donor in given])
+    views["wide.scale"].copy_(scales.mean(0))
+    views["own.wide.scale"][1 : len(given) + 1] = scales - views["wide.scale"]
+    for name in ("wide.first", "wide.numbers"):
+        if name in views:
+            known = base.geometry(given[0].settings).numbers
+            views[name].zero_()[[base.geometry(new).numbers.index(n) for n in known]] = given[0].parameters[name]
+
+
+def _tower(donor: donors.Donor, views: dict[str, torch.Tensor], slot: int, columns: slice) -> None:
+    """Columns of the tower that only this slot reads, and it reads no other."""
+    parameters, objectives = donor.parameters, len(views["output.bias"])
+    for name in ("tower.weight", "tower.bias", "output.weight", "objective.tower.weight", "objective.tower.bias"):
+        if name in parameters:
+            views[name][..., columns] = parameters[name]
+    if "own.output.weight" not in views:
+        return
+    views["own.output.weight"][slot] = -1
+    views["own.output.weight"][slot][:, columns] = 0
+    views["own.output.bias"][slot] = parameters["output.bias"] - views["output.bias"]
+    if "own.tower.weight" not in parameters:
+        return
+    for name in ("tower.weight", "tower.bias", "output.weight"):
+        n = objectives if name == "tower.weight" else 1
+        own = donor.earned * parameters[f"own.{name}"][donor.slot * n : donor.slot * n + n]
+        views[f"own.{name}"][slot * n : slot * n + n][..., columns] = own
+    views["own.output.bias"][slot] += donor.earned * parameters["own.output.bias"][donor.slot]
+
+
+def _expert(donor: donors.Donor, new: config.Config, views: dict[str, torch.Tensor], slot: int) -> None:
+    """Fill the own experts of a slot: if it has more than the model brings, those share what one of them had."""
+    found, group = donors.side_by_side(donor), new.model.own_experts
+    place = torch.arange(group) % len(found.weights[0])
+    before = base.geometry(donor.settings)
     inputs = parts.columns(base.geometry(new), (*before.categories, *before.numbers))
-    for i in range(len(experts.widths(new, 0)) - 1):
-        weight, bias = given[f"{prefix}{i}.weight"], given[f"{prefix}{i}.bias"]
-        weight = weight.view(group, *weight.shape[-2:])
+    for i, (weight, bias) in enumerate(zip(found.weights, found.biases, strict=True)):
         own, own_bias = views[f"expert.own.{i}.weight"], views[f"expert.own.{i}.bias"]
-        own_bias.view(-1, len(bias))[SLOT] = bias
+        own_bias.view(-1, group, bias.shape[1])[slot] = bias[place]
         if i == 0:
-            own[SLOT] = 0
-            own[SLOT, inputs] = weight.transpose(0, 1).flatten(1)
+            own[slot] = 0
+            own[slot, inputs] = weight[place].transpose(0, 1).flatten(1)
         else:
-            own[SLOT * group : SLOT * group + group] = weight
+            own[slot * group : slot * group + group] = weight[place]
     if group > 1:
-        gate = views["inner.own.0.weight"][SLOT].zero_()
-        gate[inputs] = given["gate.weight"] + old.earned * given["own.gate.weight"][old.slot]
-        bias = given["gate.bias"] + old.earned * given["own.gate.bias"][old.slot]
-        views["inner.own.0.bias"].view(-1, objectives * group)[SLOT] = bias
-
-
-def _moments(old: config.Config, shared: npt.NDArray[Any], new: config.Config) -> npt.NDArray[np.float64]:
-    before, after = base.geometry(old).numbers, base.geometry(new).numbers
-    out = np.zeros((3, len(after)))
-    out[:, [after.index(name) for name in before]] = shared
-    return out
-
-
-def _observed(old: config.Config, observed: npt.NDArray[Any], new: config.Config, slot: int) -> npt.NDArray[np.float64]:
-    """The moments of the scenario that is taken over; a scenario without a slot had none of its own."""
-    before, after = base.geometry(old).numbers, base.geometry(new).numbers
-    out = np.zeros((new.scenarios.slots + 1, moments.KEPT, len(after)))
-    if slot:
-        out[SLOT][:, [after.index(name) for name in before]] = observed[slot]
-    return out
-
-
-def _table(old: config.Config, arrays: Arrays, new: config.Config) -> dict[str, npt.NDArray[Any]]:
-    """Embeddings and the map of ids; the shared rows of new fields are put in after those of the old ones."""
-    fields, all_fields = (int(embedding.columns(c).field_of.max()) + 1 for c in (old, new))
-    more, rows = all_fields - fields, len(arrays["table"])
-    if rows - fields > new.embedding.capacity:
-        raise config.ConfigError(f"embedding.capacity: must be at least {rows - fields}, the rows of the old model")
-    fresh = np.zeros((more, arrays["table"].shape[1]), np.float32)
-    squares = np.full((more, 2), new.optimizer.embedding_accumulator, np.float32)
-    out = {name: np.array(arrays[name]) for name in ("map.keys", "map.seen", "map.values", "map.counts", "map.free")}
-    out["map.values"][out["map.values"] > 0] += more
-    out["map.counts"][id_map.HIGH] += more
-    out["map.free"] += more
-    for name, added in (("table", fresh), ("accumulator", squares)):
-        out[name] = np.concatenate([arrays[name][:fields], added, arrays[name][fields:]])
-    return out
-
-
-def _gains(old: config.Config, arrays: Arrays, new: config.Config, slot: int) -> dict[str, npt.NDArray[Any]]:
-    """What the scenario makes of the embeddings, with its sums of gradients: without those it would be lost at once."""
-    out, before, after = own_gains.Gains(new).arrays(), base.geometry(old).embedded, base.geometry(new).embedded
-    for name, own in out.items():
-        mine = arrays[name][slot]
-        own[SLOT, :before], own[SLOT, after : after + len(mine) - before] = mine[:before], mine[before:]
-    return out
-
-
-def _slots(settings: config.Scenarios, scenario: str) -> dict[str, npt.NDArray[Any]]:
-    slots = scenario_slots.Slots(settings)
-    slots.admit(np.array([ids.of(scenario)], np.uint64))
-    slots.rows[SLOT] = math.ceil(settings.prior_rows * IN_FULL)
-    return slots.arrays()
+        gate = views["inner.own.0.weight"][slot].zero_()
+        gate[inputs] = found.gate[..., place].flatten(1)
+        shared_by = torch.bincount(place)[place].log()
+        views["inner.own.0.bias"].view(-1, len(found.bias), group)[slot] = found.bias[:, place] - shared_by

@@ -174,16 +174,18 @@ class Head:
 
     It reads hidden rows (n, O, H1). The tower's own layer, H1 to H2, and the outputs per objective are adapted per task. With
     `own`, every scenario has its own hidden layer and output per objective, as a change of the shared ones: added to its
-    weights, or with `star` multiplied with them, W * (1 + own) (STAR, Sheng et al. 2021, section 3.3).
+    weights, or with `star` multiplied with them, W * (1 + own) (STAR, Sheng et al. 2021, its star topology). With `scaled` it
+    also weighs the wide part's sums by itself, as a change of the shared scales.
     """
 
-    def __init__(self, settings: config.Config, hidden: int, own: bool, star: bool = False) -> None:
+    def __init__(self, settings: config.Config, hidden: int, own: bool, star: bool = False, scaled: bool = False) -> None:
         """`hidden` is H1."""
         self.geometry = base.geometry(settings)
         self.wide = wide.plan(settings)
         self.own, self.star, self.width, self.hidden = own, star, settings.model.hidden[-1], hidden
         self.slots = settings.scenarios.slots + 1
         self.apart = ObjectiveLayers(settings, {"tower": (hidden, self.width)})
+        self.scaled = scaled and self.wide.kind != wide.OFF
 
     def shapes(self) -> base.Shapes:
         """Shared, then own, then wide parameters."""
@@ -197,7 +199,8 @@ class Head:
                 "own.output.weight": (self.slots, objectives, self.width),
                 "own.output.bias": (self.slots, objectives),
             }
-        return found | self.apart.shapes() | wide.shapes(self.wide)
+        found |= self.apart.shapes() | wide.shapes(self.wide)
+        return found | {"own.wide.scale": (self.slots, 2 * objectives)} if self.scaled else found
 
     def start(self, views: dict[str, torch.Tensor]) -> None:
         """Set drawn parameters to what they start from: own ones change nothing."""
@@ -211,7 +214,7 @@ class Head:
     def meta(self, parameters: base.Parameters, hidden: torch.Tensor, inputs: base.Inputs) -> base.MetaInput:
         """Meta inputs of hidden rows (n, O, H1)."""
         rows, objectives, _ = hidden.shape
-        offset = wide.logits(parameters, inputs.x, self.wide)
+        offset = self._beside(parameters, inputs)
         if not self.own:
             nothing = hidden.new_zeros(rows, objectives, 1)
             shift = self.apart.change(parameters, "tower", hidden) if self.apart else nothing
@@ -232,3 +235,12 @@ class Head:
             offset + earned.squeeze(-1) * embedding(slot, parameters["own.output.bias"]),
             change,
         )
+
+    def _beside(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
+        """The wide part (n, O), by each row's scenario's scales."""
+        if not self.scaled:
+            return wide.logits(parameters, inputs.x, self.wide)
+        apart = {**parameters, "wide.scale": inputs.x.new_tensor([1.0, 0.0, 0.0, 1.0])}
+        sums = wide.logits(apart, inputs.x, self.wide._replace(objectives=2)).unsqueeze(1)
+        change = inputs.earned.unsqueeze(1) * embedding(inputs.slot, parameters["own.wide.scale"])
+        return (sums * (parameters["wide.scale"] + change).view(len(change), -1, 2)).sum(-1)

@@ -1,9 +1,11 @@
 """PEPNet (Chang et al. 2023): gates personalise the embeddings by scenario and the hidden layers by user and item.
 
-EPNet scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet
-scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One tower is
-shared by all scenarios; each objective has gates and an output of its own, and with `model.objective_towers` hidden weights as
-well, as a change of the shared ones (`models.parts.ObjectiveLayers`). Beside the tower stands the wide part (`models.wide`).
+The equations are those of the paper's three parts. Gate NU: gamma sigmoid(relu(x W + b) W' + b'). EPNet, output = gate x E:
+scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet, output of a
+layer x gate: scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One
+tower is shared by all scenarios; each objective has gates and an output of its own, and with `model.objective_towers` hidden
+weights as well, as a change of the shared ones (`models.parts.ObjectiveLayers`). Beside the tower stands the wide part
+(`models.wide`).
 """
 
 import itertools

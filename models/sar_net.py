@@ -1,14 +1,16 @@
 """SAR-Net (Shen et al. 2021): inputs attended to and transformed by scenario, then shared and own debias experts.
 
-The points are the parts of the paper, by name.
+The points are the parts of the paper, by name, each with its equation.
 
-* Attention weighs behaviour by scenario in the paper. Here a row is a point, so the fields are weighed: softmax
-  over categories of <query; the field's embedding> + what the scenario thinks of the field as such, times their number, so
-  that equal attention is a factor of one. Query and opinion are a layer over what tells the scenario apart.
-* Scenario-specific transform: x x scale + shift, both the scenario's own; they start at one and zero.
-* Mixture of debias experts: experts that all scenarios share and experts of the scenario, mixed by a gate per
-  objective. The scenario's experts start as shared ones of their own and become the scenario's as its rows earn it. The
-  paper's fairness coefficients are the weights of the rows' losses, which every model here takes.
+* Cross-scenario attention, a softmax over behaviour times its embedding, weighs behaviour by scenario in the paper. Here a row
+  is a point, so the fields are weighed: softmax over categories of <query; the field's embedding> + what the scenario thinks of
+  the field as such, times their number, so that equal attention is a factor of one. Query and opinion are a layer over what
+  tells the scenario apart.
+* Scenario-specific transform, the equation of the linear map by element: x x scale + shift, both the scenario's own; they start
+  at one and zero.
+* Mixture of debias experts, sum_k gate_k expert_k: experts that all scenarios share and experts of the scenario, mixed by a
+  gate per objective. The scenario's experts start as shared ones of their own and become the scenario's as its rows earn it.
+  The paper's fairness coefficients are the weights of the rows' losses, which every model here takes.
 """
 
 import torch

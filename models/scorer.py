@@ -19,6 +19,7 @@ from models import (
     modes,
     moments,
     own_gains,
+    own_rows,
     registry,
     scenario_slots,
     supports,
@@ -99,7 +100,7 @@ class Scorer:
                     f'snapshot array "{name}" is {arrays[name].shape}, the configuration needs {shape}; '
                     "use the configuration that the snapshot was trained with"
                 )
-        self._columns = embedding.columns(settings)
+        self._columns, self._own_rows = embedding.columns(settings), own_rows.plan(settings)
         self._salts = kernels.salts(len(self._columns.starts))[self._columns.field_of]
         self._table, self._keys, self._values = (np.array(arrays[n]) for n in ("table", "map.keys", "map.values"))
         self._observed = np.array(arrays["moments.observed"], np.float64)
@@ -209,7 +210,9 @@ class Scorer:
 
     def _gather(self, ids: U64, x: F32, out: F32) -> None:
         rows, columns = np.empty(ids.shape, np.int32), self._columns
-        kernels.find(np.array(ids, np.uint64), columns.field_of, self._salts, self._keys, self._values, rows)
+        kernels.find(
+            self._own_rows.apply(np.array(ids, np.uint64)), columns.field_of, self._salts, self._keys, self._values, rows
+        )
         numbers = np.array(x, np.float32)
         if self._own is not None:
             numbers = self._own.apply(numbers, self._slots_of(ids))

@@ -1,4 +1,7 @@
-"""Shared bottom (Caruana 1997): one network reads every scenario's rows; each scenario and objective may end in its own tower."""
+"""Shared bottom (Caruana 1997): one network reads every scenario's rows; each scenario and objective may end in its own tower.
+
+The form is the multitask net of that paper, one hidden representation under an output for each task: y_k = tower_k(bottom(x)).
+"""
 
 import torch
 

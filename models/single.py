@@ -1,5 +1,8 @@
 """A network for every scenario: the single-domain baseline of the multi-scenario papers, in one pass over a mixed stream.
 
+No paper has equations for it: it is what STAR (Sheng et al. 2021) and SAR-Net (Shen et al. 2021) compare with, one model for each
+domain; that the hand-over from a common network is smooth is this library's own.
+
 Each slot has all the layers of a network; those of several scenarios run side by side. Ids keep one embedding space and the
 wide part its scales (two numbers an objective); to compare with nothing shared at all, run the model on one scenario's rows.
 A scenario that owns nothing yet needs somebody to speak for it: a common network, which every scenario trains until its own

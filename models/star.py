@@ -1,15 +1,15 @@
 """STAR (Sheng et al. 2021): every layer's weight is a shared one times the scenario's own, element by element.
 
-The points are the parts of the paper, by name.
+The points are the parts of the paper, by name, each with its equation.
 
-* Star topology: W = W_shared x W_own, b = b_shared + b_own, in the tower and the output too. W_own = 1 + earned x
-  change, so a scenario without rows of its own is served by the shared network.
-* Partitioned normalisation has moments, a scale and a shift per scenario. Moments of the mixed batch would let
-  a row's score depend on its company, so moments are running ones only: the table's, which standardise every number before
-  it gets here. What a scenario's other moments would change is an affine map per input, and that is what its own scale and
-  shift can learn; they start at the shared ones.
-* Auxiliary network: a small network reads what tells scenarios apart and adds to the logit, which has no
-  rectifier after it.
+* Star topology, the equations of the combined weight and bias: W = W_shared x W_own, b = b_shared + b_own, in the tower and the
+  output too. W_own = 1 + earned x change, so a scenario without rows of its own is served by the shared network.
+* Partitioned normalisation, (gamma gamma_own) (z - mean_own) / deviation_own + (beta + beta_own), has moments, a scale and a
+  shift per scenario. Moments of the mixed batch would let a row's score depend on its company, so moments are running ones
+  only: the table's, which standardise every number before it gets here. What a scenario's other moments would change is an
+  affine map per input, and that is what its own scale and shift can learn; they start at the shared ones.
+* Auxiliary network, the equation of the prediction, sigmoid(s_main + s_auxiliary): a small network reads what tells scenarios
+  apart and adds to the logit, which has no rectifier after it.
 """
 
 import torch

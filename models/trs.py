@@ -6,7 +6,7 @@ features are categories that only it fills, and are absent, so zero, elsewhere. 
 a group with a gate of its own (an MMoE). The fusing gate is a scenario's and objective's. Its own share has prior odds of what
 the scenario has earned; what is left to the shared experts is scaled by 1 + `own.open`, zero for a scenario that was migrated
 from a model of its own (`models.migration`), which so predicts as before and opens itself as far as that pays. On top stands a
-tower per objective, with `model.star_tower` one that scenarios scale.
+tower per objective, with `model.star_tower` one that scenarios scale. A scenario also has scales of its own for the wide part.
 """
 
 import torch
@@ -28,7 +28,7 @@ class TRS(parts.Network):
         self.common = parts.columns(self.geometry, model.common_features or everything)
         own, shared = (experts.widths(settings, n) for n in (self.geometry.dense, len(self.common)))
         self.depth = len(own) - 1
-        self.head = parts.Head(settings, own[-1], own=model.own_towers or model.star_tower, star=model.star_tower)
+        self.head = parts.Head(settings, own[-1], own=model.own_towers or model.star_tower, star=model.star_tower, scaled=True)
         slots = self.head.slots
         self.shapes = parts.stacked("expert", self.shared, shared) | experts.own_shapes("expert.own", slots, self.group, own)
         if self.group > 1:

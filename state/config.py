@@ -232,6 +232,16 @@ class Model(spec.Section, frozen=True):
     prune_below: Annotated[float, Meta(ge=0, description="AdaSparse: a neuron with a smaller factor is left out")] = 0.25
     prune_least: Annotated[float, Meta(ge=0, lt=1, description="AdaSparse: share of a layer that is left out in any case")] = 0.15
     prune_most: Annotated[float, Meta(ge=0, lt=1, description="AdaSparse: share of a layer that may be left out")] = 0.25
+    dropout: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="share of what enters the tower that a training step leaves out, drawn from `learner.seed` and the "
+            "number of the step; scores have all of it. Steps are by autograd then, with a second pass for scores; serving "
+            "stays native",
+        ),
+    ] = 0.0
     own_towers: Annotated[
         bool, Meta(description="scenarios have towers of their own, as changes of the shared one that their rows have to earn")
     ] = True
@@ -260,6 +270,13 @@ class Model(spec.Section, frozen=True):
     common_features: Annotated[
         tuple[str, ...],
         Meta(description="feature columns that the shared experts read (trs); empty: all, those of single scenarios too"),
+    ] = ()
+    own_rows: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="categories whose ids have an embedding of their own in every scenario, so that models that were trained "
+            "apart can be merged without loss (`thousandfold migrate`); empty: scenarios share embeddings"
+        ),
     ] = ()
     star_tower: Annotated[
         bool,
@@ -411,7 +428,12 @@ class Optimizer(spec.Section, frozen=True):
     ] = 0.998
     beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's first moment")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of Adam's second moment")] = 0.999
-    weight_decay: Annotated[float, Meta(ge=0, description="decay of dense parameters")] = 0.0
+    weight_decay: Annotated[
+        float, Meta(ge=0, description="decay of dense parameters, beside the step: a step shrinks them by `dense_rate` x this")
+    ] = 0.0
+    l2: Annotated[
+        float, Meta(ge=0, description="penalty on dense parameters within the loss: their gradient gets this x the parameter")
+    ] = 0.0
     max_gradient_norm: Annotated[float, Meta(gt=0, description="dense gradients are scaled down to this norm")] = 10.0
 
 

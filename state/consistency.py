@@ -59,7 +59,9 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
         found.append(
             ("scenarios.negative_sampling", 'needs join.mode = "window": in eager mode every row first comes without its actions')
         )
-    found += _unexplorable(config)
+    if config.model.dropout and config.model.native is True:
+        found.append(("model.dropout", 'no native step leaves anything out; set model.native to "auto" or false'))
+    found += _unexplorable(config) + _owned(config)
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
     return found
@@ -93,6 +95,25 @@ def _unexplorable(config: "Config") -> list[tuple[str, str]]:
     if config.objectives[0].kind != "binary":
         found.append(("serving.exploration.share", f'needs a binary first objective, "{config.objectives[0].name}" is not one'))
     return found
+
+
+def _owned(config: "Config") -> list[tuple[str, str]]:
+    """Categories that cannot have own rows."""
+    wanted, declared = config.model.own_rows, config.features.categories
+    if not wanted:
+        return []
+    problem, owners = "", [c.name for c in declared if not c.share and c.source != "scenario"]
+    if unknown := [name for name in wanted if name not in owners]:
+        problem = (
+            f'"{unknown[0]}" is no category with embeddings of its own, or the scenario itself; allowed: {", ".join(owners)}'
+        )
+    elif all(c.source != "scenario" for c in declared):
+        problem = 'needs a category with source = "scenario", which says whose an id is; declare one'
+    elif config.model.name == "two_tower":
+        problem = "two_tower retrieves one item for all scenarios; remove it"
+    elif config.embedding.cold != "off":
+        problem = 'not together with embedding.cold = "meta", whose first values are of an item in all scenarios; remove one'
+    return [("model.own_rows", problem)] if problem else []
 
 
 def _misdeclared(objective: "Objective", known: tuple[str, ...]) -> list[tuple[str, str]]:

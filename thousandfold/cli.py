@@ -34,7 +34,7 @@ COMMANDS = {
     "data": Command("thousandfold.data.cli", "Fetch and verify data sets."),
     "produce": Command("thousandfold.produce_cli", "Send a data set or simulated traffic to the topics."),
     "replay": Command("thousandfold.replay", "Re-read a range of the raw topics into a fresh learner."),
-    "migrate": Command("thousandfold.migrate_cli", "Load a model of one scenario as its own expert in a cross-domain model."),
+    "migrate": Command("thousandfold.migrate_cli", "Merge models of one scenario each into one model, without loss."),
     "transfer": Command("thousandfold.transfer", "A new objective from a log: alone, with all, frozen trunk, fine-tuned."),
     "inspect": Command("thousandfold.inspection", "See what a model attends to, and what its split of the work saves."),
     "bench": Command("thousandfold.bench", "Measure speed, memory and quality."),

@@ -190,3 +190,17 @@ def test_a_minibatch_without_rows_changes_nothing() -> None:
     assert said.unadapted.shape == (0, 1)
     assert said.skipped == "no rows"
     assert digest(trainer) == before
+
+
+@pytest.mark.parametrize("native", ["auto", False])
+def test_l2_is_part_of_the_gradient_and_decay_is_not(native: bool) -> None:
+    gradients, ends = [], []
+    for optimizer in ({}, {"l2": 0.25}, {"weight_decay": 0.25}):
+        trainer = step.Trainer(minibatches.settings(model={"native": native}, optimizer=optimizer))
+        start = trainer.dense.copy()
+        trainer.step(minibatches.minibatch(trainer.settings), 0)
+        gradients.append(trainer.gradient.numbers.copy())
+        ends.append(trainer.dense)
+    assert gradients[1] == pytest.approx(gradients[0] + 0.25 * start, abs=1e-6)
+    assert gradients[2] == pytest.approx(gradients[0], abs=1e-6)
+    assert not np.allclose(ends[1], ends[0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner import step
-from models import base, migration
+from models import base, donors, migrated_inputs, migration
 from state import config, ids
 from tests import minibatches
 
@@ -34,9 +34,14 @@ SEARCH = ids.of("search")
 DONORS: dict[str, dict[str, Any]] = {
     "shared bottom": {"name": "shared_bottom"},
     "shared bottom without own towers": {"name": "shared_bottom", "own_towers": False},
+    "towers of each objective": {"name": "shared_bottom", "objective_towers": True},
     "factorisation machine beside it": {"name": "shared_bottom", "wide": "fm"},
     "mixture": {"name": "mmoe", "experts": 3},
+    "mixture in a larger group": {"name": "mmoe", "experts": 3, "own_experts": 5},
+    "one level of PLE": {"name": "ple", "experts": 2, "own_experts": 2, "levels": 1},
+    "PEPNet without gates": {"name": "pepnet", "use_epnet": False, "use_ppnet": False},
 }
+EXPERTS = {"mixture": 3, "mixture in a larger group": 5, "one level of PLE": 8}
 
 
 def settings(objectives: int, wider: bool, **model: Any) -> config.Config:
@@ -49,7 +54,8 @@ def settings(objectives: int, wider: bool, **model: Any) -> config.Config:
 
 def pair(donor: str, objectives: int = 2, **changes: Any) -> tuple[config.Config, config.Config]:
     model = DONORS[donor]
-    wanted = {"name": "trs", "own_experts": model.get("experts", 1), "wide": model.get("wide", "product")} | changes
+    wanted = {"name": "trs", "own_experts": EXPERTS.get(donor, 1), "wide": model.get("wide", "product")}
+    wanted |= {"objective_towers": model.get("objective_towers", False)} | changes
     return settings(objectives, wider=False, **model), settings(objectives, wider=True, **wanted)
 
 
@@ -78,8 +84,14 @@ def moved(old: config.Config, new: config.Config, steps: int = 8) -> tuple[step.
     before, after = step.Trainer(old), step.Trainer(new)
     for i in range(steps):
         before.step(rows(old, i), i)
-    after.load(after.arrays() | migration.migrate(old, before.arrays(), new, "search"))
+    after.load(after.arrays() | migration.migrate([donors.load(old, before.arrays(), "search")], new))
     return before, after
+
+
+def opened(trainer: step.Trainer) -> dict[str, torch.Tensor]:
+    """What keeps a scenario that was taken over to itself, by slot."""
+    views = base.views(torch.from_numpy(trainer.dense), trainer.model.shapes)
+    return {name: views[name] for name in ("own.open", "own.output.weight")}
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -100,11 +112,9 @@ def test_moments_of_the_scenario_are_taken_over_and_standardise_as_before() -> N
     before, after = moved(old, new)
     batch = rows(old, 99)
     assert after.score(widened(batch)).unadapted == pytest.approx(before.score(batch).unadapted, abs=1e-6)
-    assert after.table.observed[1][:, 1:].tolist() == before.table.observed[1].tolist()
+    assert after.table.observed[1][:, 1:] == pytest.approx(before.table.observed[1])
     with pytest.raises(config.ConfigError, match=r"model\.moments"):
-        migration.refuse(old, replaced(new, model={"moments": "shared"}))
-    with pytest.raises(config.ConfigError, match=r"scenarios\.prior_rows"):
-        migration.refuse(old, replaced(new, scenarios={"prior_rows": 7.0}))
+        migration.refuse([(old, "search")], replaced(new, model={"moments": "shared"}))
 
 
 def test_a_fresh_model_without_migration_predicts_something_else() -> None:
@@ -151,7 +161,7 @@ def test_embeddings_keep_their_ids_and_new_ids_get_rows_of_their_own() -> None:
 def test_what_was_earned_is_in_full_to_the_last_bit(slots: int) -> None:
     for prior in (0.5, 20.0, 1e7):
         declared = config.Scenarios(slots=slots, prior_rows=prior)
-        arrays = migration._slots(declared, "search")
+        arrays = migrated_inputs.slots(declared, ["search"])
         assert float(np.float32(arrays["slots.rows"][1] / (arrays["slots.rows"][1] + prior))) == 1.0
         assert math.isfinite(float(arrays["slots.rows"][1]))
 
@@ -161,28 +171,46 @@ def test_what_was_earned_is_in_full_to_the_last_bit(slots: int) -> None:
     [
         ({"embedding_width": 8}, r"model\.embedding_width: is 8, must be 4"),
         ({"wide": "off"}, r"model\.wide: is off, must be product"),
-        ({"own_experts": 2}, r"model\.own_experts: is 2, must be 1"),
         ({"expert_hidden": (12,)}, r"model\.expert_hidden: is \(12,\), must be \(12, 10\)"),
+        ({"hidden": (12, 10, 6)}, r"model\.hidden, its last: is 6, must be at least 8"),
         ({"own_towers": False}, r"model\.own_towers: is False, must be True"),
         ({"star_tower": True}, r"model\.star_tower: is True, must be False"),
-        ({"name": "ple"}, r'"shared_bottom" cannot become an expert of "ple"; allowed: mmoe, shared_bottom into "trs"'),
+        ({"own_rows": ("user", "item")}, r"model\.own_rows: lacks genres;"),
+        ({"name": "ple"}, r'the new model is "ple"; allowed: "trs"'),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_must_be(changes: dict[str, Any], said: str) -> None:
     old, new = pair("shared bottom")
     new = replaced(new, model=changes)
     with pytest.raises(config.ConfigError, match=said):
-        migration.refuse(old, new)
+        migration.refuse([(old, "search")], new)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("mixture", {"experts": 4}, r"model\.own_experts: is 3, must be at least 4"),
+        ("PEPNet without gates", {"use_epnet": True}, r"PEPNet's gates multiply .* train with use_epnet = false"),
+        ("one level of PLE", {"levels": 2}, r"model\.levels: is 2, must be 1: a second level reads what the first one mixed"),
+        ("shared bottom", {"name": "star"}, r'"star" cannot become an expert; allowed: mmoe, pepnet, ple, shared_bottom'),
+        ("shared bottom", {"hidden": (8,)}, "no layer before its tower"),
+        ("shared bottom", {"own_rows": ("user",)}, "has own rows already"),
+    ],
+)
+def test_what_cannot_become_an_expert_is_refused_and_why(name: str, changes: dict[str, Any], said: str) -> None:
+    old, new = pair(name)
+    with pytest.raises(config.ConfigError, match=said):
+        migration.refuse([(replaced(old, model=changes), "search")], new)
 
 
 def test_other_categories_first_or_too_little_room_are_refused() -> None:
     old, new = pair("shared bottom")
     swapped = replaced(new, features={"categories": new.features.categories[::-1]})
     with pytest.raises(config.ConfigError, match=r"must start with the old model's \(user, item, scenario, genres\)"):
-        migration.refuse(old, swapped)
+        migration.refuse([(old, "search")], swapped)
     fewer = replaced(new, features={"numbers": new.features.numbers[:1]})
     with pytest.raises(config.ConfigError, match="lacks price, year"):
-        migration.refuse(old, fewer)
+        migration.refuse([(old, "search")], fewer)
     small = replaced(new, embedding={"capacity": 5})
     with pytest.raises(config.ConfigError, match=r"embedding\.capacity: must be at least \d+"):
         moved(old, small, steps=1)

@@ -85,7 +85,7 @@ def cost(config: Config, made: Sequence[Step], rounds: int) -> tuple[Cost, Said]
     trainer, keys, seconds, scores = Trainer(config), [], [], []
     for step in made:
         scores.append(trainer.step(*step).unadapted[:, 0])
-        found = trainer.table.map.find(step.batch.ids)
+        found = trainer.find(step.batch.ids)
         keys.append(len(np.unique(found[found >= 0])))
     for _ in range(rounds):
         began = time.perf_counter()

@@ -60,7 +60,7 @@ def of_trainer(trainer: step.Trainer) -> Inspect:
         scenario = trainer.table.columns.of(base.geometry(trainer.settings).scenario)
         slot = trainer.slots.find(hashes[:, scenario]) if scenario >= 0 else np.zeros(len(hashes), np.int64)
         x = np.empty((len(hashes), trainer.table.row), np.float32)
-        trainer.table.gather(trainer.table.map.find(hashes), numbers, slot, x)
+        trainer.table.gather(trainer.find(hashes), numbers, slot, x)
         seen = (trainer.gains.apply(x, slot), slot, trainer.slots.earned(slot))
         with torch.no_grad():
             said = trainer.model.inspect(parameters, base.Inputs(*(torch.from_numpy(part) for part in seen)))
