@@ -17,8 +17,9 @@ F64 = npt.NDArray[np.float64]
 
 
 class Rows(NamedTuple):
-    """A minibatch that was trained on: table rows (R, F), raw numbers (R, D), slots (R,), what was gathered (R, row), its
-    gradient after the gains (R, row), and the rows of real traffic that each stands for (R,).
+    """A minibatch that was trained on: table rows (R, F), raw numbers (n, D), slots (R,), what was gathered (R, row), its
+    gradient after the gains (R, row), and the rows of real traffic that each stands for (n,). Only the first n rows were shown;
+    the others, items of a queue, count neither as rows of a scenario nor in moments.
     """
 
     rows: I32
@@ -68,6 +69,7 @@ def _descend(
         return False
     embedding.descend(learning, rows.rows, own_gains.learn(gains, rows.shared, rows.slot, rows.slope))
     optimizers.descend(dense, gradient, optimizers.State(*adam), optimizers.Rules(*guard), math.sqrt(total), rows.slot)
-    embedding.observe(seen.moments, seen.observed, rows.x, rows.slot, rows.weight)
-    scenario_slots.count(rows.slot, seen.slots)
+    shown = rows.slot[: len(rows.x)]
+    embedding.observe(seen.moments, seen.observed, rows.x, shown, rows.weight)
+    scenario_slots.count(shown, seen.slots)
     return True

@@ -2,9 +2,9 @@
 
 import torch
 
-from learner import passes
+from learner import passes, sampled_softmax
 from learner.meta import registry as meta_learners
-from models import base
+from models import base, two_tower
 from models.engines import Choice, obstacle, unnative
 from models.meta import adapters
 from models.meta import registry as meta
@@ -22,6 +22,8 @@ def choose(
     Raises:
         config.ConfigError: there is no native network or no device although it is asked for.
     """
+    if settings.retrieval.loss == "softmax" and isinstance(model, two_tower.TwoTower):
+        return sampled_softmax.SampledSoftmax(model, settings, flat, gradient), Choice("autograd", 'retrieval.loss = "softmax"')
     drops = settings.model.dropout > 0
     network = meta.network(settings, model, flat) if native and not drops else None
     outer = meta_learners.META_LEARNERS[settings.meta.algorithm].outer(settings.meta)

@@ -53,6 +53,8 @@ class Lists(NamedTuple):
     source: I64
     place: I64
     scenarios: dict[int, str]
+    items: dict[int, str] = {}
+    """Ids of items as they were sent, by hash, where the configuration names them."""
 
     @property
     def size(self) -> int:
@@ -77,8 +79,15 @@ class Minibatch(NamedTuple):
     """Event time of the newest list."""
 
 
-def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
-    """The columns of one message and its names of scenarios, checked so that nothing later can fail on them.
+class Names(NamedTuple):
+    """What hashes stand for in one message."""
+
+    scenarios: dict[int, str]
+    items: dict[int, str]
+
+
+def decode(value: bytes, layout: Layout) -> tuple[Columns, Names]:
+    """The columns of one message and its names, checked so that nothing later can fail on them.
 
     Raises:
         Refused: foreign or truncated bytes, another feature spec, a column of the wrong type or length, or values that no
@@ -95,11 +104,14 @@ def decode(value: bytes, layout: Layout) -> tuple[Columns, dict[int, str]]:
     _check_values(packed)
     _check_times(packed)
     _check_labels(packed, layout)
+    return packed, Names(*(_names(head, what) for what in Names._fields))
+
+
+def _names(head: dict[str, Any], what: str) -> dict[int, str]:
     try:
-        names = {int(key): str(name) for key, name in head.get("scenarios", {}).items()}
+        return {int(key): str(name) for key, name in head.get(what, {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise Refused(plan.MALFORMED, f"head `scenarios` is not a map of hashes to names: {error}") from error
-    return packed, names
+        raise Refused(plan.MALFORMED, f"head `{what}` is not a map of hashes to names: {error}") from error
 
 
 def _check_shapes(packed: Columns, layout: Layout) -> None:
@@ -176,18 +188,19 @@ def problem_of(label: npt.NDArray[np.float32], objective: config.Objective) -> s
     return ""
 
 
-def merge(decoded: Sequence[tuple[Columns, dict[int, str]]], layout: Layout) -> Lists:
+def merge(decoded: Sequence[tuple[Columns, Names]], layout: Layout) -> Lists:
     """One set of columns of all messages of a fetch, in their order; `source` counts from 0."""
     if not decoded:
         return Lists(_empty(layout), np.zeros(0, np.int64), np.zeros(0, np.int64), {})
     names = (*LIST_COLUMNS, *COUNTS, *ROW_COLUMNS, *SUPPORT_COLUMNS)
     merged = {name: np.concatenate([packed[name] for packed, _ in decoded]) for name in names}
     lengths = [len(packed["request"]) for packed, _ in decoded]
-    scenarios: dict[int, str] = {}
+    names_of = Names({}, {})
     for _, found in decoded:
-        scenarios |= found
+        for known, more in zip(names_of, found, strict=True):
+            known.update(more)
     index = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
-    return Lists(merged, np.repeat(np.arange(len(lengths)), lengths), index, scenarios)
+    return Lists(merged, np.repeat(np.arange(len(lengths)), lengths), index, *names_of)
 
 
 def _empty(layout: Layout) -> Columns:
@@ -207,7 +220,7 @@ def keep(lists: Lists, wanted: npt.NDArray[np.bool_]) -> Lists:
     masks: dict[str, npt.NDArray[Any]] = dict.fromkeys(LIST_COLUMNS | COUNTS, wanted)
     masks |= dict.fromkeys(ROW_COLUMNS, rows) | dict.fromkeys(SUPPORT_COLUMNS, support)
     kept = {name: array[masks[name]] for name, array in old.items()}
-    return Lists(kept, lists.source[wanted], lists.place[wanted], lists.scenarios)
+    return Lists(kept, lists.source[wanted], lists.place[wanted], lists.scenarios, lists.items)
 
 
 def cut(n_items: npt.NDArray[Any], budget: int) -> list[tuple[int, int]]:

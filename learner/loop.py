@@ -241,6 +241,8 @@ class Loop:
         for minibatch in steps:
             self._train(minibatch, scores, kept, usable)
         self._slot_watch.see(self.trainer.without_slot(kept.columns["scenario"]), self.trainer.room, kept.scenarios)
+        if self.trainer.catalogue is not None:
+            self.trainer.catalogue.name(kept.items)
         self._spent("step")
         if self.keeper is not None:
             self.keeper.put(kept)
@@ -367,6 +369,7 @@ class Loop:
             snapshot_failures=self._publisher.failures,
             lag=self._source.lag(),
             embedding_rows=self.trainer.table.map.admitted,
+            items=reports.items(self.trainer.catalogue),
             meta=self.trainer.modes,
             auto=self.policy.judged(),
             room=self.trainer.room,

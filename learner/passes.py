@@ -21,6 +21,19 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 
+class Rivals(NamedTuple):
+    """What competes with the B rows of a minibatch that were acted on, where two towers learn by softmax: they and M others."""
+
+    acted: I64
+    """(B,) rows of the minibatch."""
+    drawn: I64
+    """(M,) rows of it that hold items of the queue."""
+    clash: npt.NDArray[np.bool_]
+    """(B, B + M): is no negative of the row, but its own item a second time, or what the same user acted on."""
+    log_share: F32
+    """(B + M,) logarithm of the share of all actions that were on the item."""
+
+
 class Work(NamedTuple):
     """A minibatch as the network sees it: R query rows, then the V support rows that are none of them (`supports.Distinct`)."""
 
@@ -42,6 +55,7 @@ class Work(NamedTuple):
     """(U, O)"""
     drop: int = -1
     """Number of the step that leaves hidden numbers out (`learner.dropout`); -1: all are there."""
+    rivals: Rivals | None = None
 
 
 class Engine(Protocol):

@@ -52,6 +52,10 @@ class ReportCollector(Collector):
         for (topic, partition), behind in report.lag.items():
             lag.add_metric((topic, str(partition)), behind)
         yield lag
+        known = GaugeMetricFamily(PREFIX + "items", "Items that snapshots tell of; unnamed ones are not found", labels=("state",))
+        for state, count in report.items.items():
+            known.add_metric((state,), count)
+        yield known
         meta = GaugeMetricFamily(PREFIX + "meta_mode", "1: in force; * is all other scenarios", labels=("scenario", "mode"))
         for scenario, mode in report.meta.items():
             meta.add_metric((scenario, mode), 1)

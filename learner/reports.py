@@ -5,6 +5,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from learner.catalogue import Catalogue
 from learner.policy import Judged
 from learner.prequential import Gain, Prequential, Quality
 from models import modes
@@ -61,6 +62,13 @@ class Report:
     """Slots of scenarios with parameters of their own."""
     engine: Choice | None = None
     """What runs the steps."""
+    items: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Items that a snapshot tells of, by whether their id as it was sent is known; empty where nothing is retrieved."""
+
+
+def items(known: Catalogue | None) -> dict[str, int]:
+    """How many items a catalogue holds: `named` can be found, `unnamed` cannot."""
+    return {} if known is None else {"named": known.size - known.unnamed, "unnamed": known.unnamed}
 
 
 def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mode]:
@@ -90,7 +98,7 @@ class Reporter:
     def report(
         self, counts: Counts, *, step: int, trained_rows: int, snapshot: tuple[int, float], snapshot_failures: int,
         lag: dict[tuple[str, int], int], embedding_rows: int, meta: modes.Modes, auto: dict[str, Judged], room: Room,
-        engine: Choice,
+        engine: Choice, items: dict[str, int],
     ) -> Report:  # fmt: skip
         """The report of now; the figures are computed again only if rows came in since the last one."""
         total = self._figures.total
@@ -107,7 +115,7 @@ class Reporter:
         rows = self._figures.rows_by_scenario()
         return Report(
             self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room, engine,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room, engine, items,
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

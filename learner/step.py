@@ -13,8 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner import cold_items, descent, engines, optimizers, passes, widening
-from models import base, cold, embedding, intake, limits, losses, modes, moments, own_gains, own_rows, registry, scenario_slots
+from learner import catalogue, cold_items, descent, engines, optimizers, passes, widening
+from models import (
+    base,
+    cold,
+    embedding,
+    intake,
+    items,
+    limits,
+    losses,
+    modes,
+    moments,
+    own_gains,
+    own_rows,
+    registry,
+    scenario_slots,
+)
 from models.meta import registry as meta
 from state import config
 from state.kernels import plain
@@ -62,6 +76,8 @@ class Trainer:
         self.own_rows = own_rows.plan(settings)
         asked = cold.layout(settings)
         self.cold = cold_items.Generator(settings, asked) if asked else None
+        self.catalogue = catalogue.of(settings)
+        self._searched = self.catalogue if settings.retrieval.loss == "softmax" else None
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
         self._adapter = adapter = meta.build(settings, self.model)
         self.shapes = meta.shapes(self.model, adapter)
@@ -77,7 +93,9 @@ class Trainer:
     def serving_names(self) -> tuple[str, ...]:
         """Names of the arrays that serving needs."""
         generated = (cold.WEIGHT,) if self.cold else ()
-        return ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING, *generated, *self.modes.arrays())
+        found = items.SERVING if self.catalogue else ()
+        always = ("dense", *embedding.SERVING, *scenario_slots.SERVING, *own_gains.SERVING)
+        return (*always, *generated, *self.modes.arrays(), *found)
 
     def set_meta(self, scenario: str | int | None, mode: modes.Mode) -> None:
         """Switch meta-learning for one scenario (name or hash) or, with None, for those without a mode of their own."""
@@ -91,16 +109,23 @@ class Trainer:
         """
         if not len(batch.ids):
             return self.score(batch)
+        shown, rivals, own = batch, None, len(batch.ids)
+        if self.catalogue:
+            self.catalogue.see(shown, now_ms)
+        if self._searched:
+            batch, rivals = self._searched.rivalled(shown)
         ids, x = plain(batch.ids), plain(batch.x)
         rows, slot = self.table.admit(self.own_rows.apply(ids), now_ms), self._slots(ids, admit=True)
         if self.cold:
             self.cold.start(self.table, rows, x, slot)
-        work = self._work(batch, rows, x, slot, learn=True)
+        work = self._work(batch, rows, x, slot, learn=True)._replace(rivals=rivals)
         done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
-        skipped = self._descend(done, rows, x, work, self._row_weights(batch, work))
+        skipped = self._descend(done, rows, x[:own], work, self._row_weights(batch, work)[:own])
         if self.cold and not skipped:
             self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
-        return Scores(done.unadapted, done.adapted, done.loss, skipped, diverged)
+        if self.catalogue:
+            self.catalogue.put(shown)
+        return Scores(done.unadapted[:own], done.adapted[:own], done.loss, skipped, diverged)
 
     def _run(self, work: passes.Work) -> tuple[base.Pass, int]:
         """Train on a minibatch; if an adaptation diverged (`models.limits`), once more with its lists under the shared tower.
@@ -176,6 +201,8 @@ class Trainer:
         return self.slots.admit(scenarios) if admit else self.slots.find(scenarios)
 
     def _work(self, batch: base.Batch, rows: I32, x: F32, slot: I64, learn: bool = False) -> passes.Work:
+        if self._searched:
+            batch = self._searched.supported(batch)
         codes, ids = self.modes.codes(batch.scenario), batch.ids
         if self.own_rows.any:
             batch = batch._replace(ids=self.own_rows.apply(plain(batch.ids)), s_ids=self.own_rows.apply(plain(batch.s_ids)))
@@ -193,7 +220,7 @@ class Trainer:
         )  # fmt: skip
 
     def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, weight: F64) -> str:
-        """Apply the gradients; returns why not, if they are not finite."""
+        """Apply the gradients, and count the rows that were shown, x; returns why not, if the gradients are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
         if self.settings.optimizer.l2:
@@ -207,6 +234,7 @@ class Trainer:
         return {
             "dense": self.adam.average, "dense.trained": self.dense, **self.adam.arrays(), **self.table.arrays(),
             **self.slots.arrays(), **self.gains.arrays(), **self.modes.arrays(), **(self.cold.arrays() if self.cold else {}),
+            **(self.catalogue.arrays() if self.catalogue else {}),
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
@@ -235,6 +263,8 @@ class Trainer:
         self.gains.load(arrays)
         if self.cold:
             self.cold.load(arrays)
+        if self.catalogue:
+            self.catalogue.load(arrays)
         self.modes.load(arrays)
 
     def _optimizer(self) -> optimizers.Dense:

@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models import losses, scorer
+from models import losses, retriever
 from serving import (
     disk_shelf,
     divergence,
@@ -52,7 +53,9 @@ class Service:
         self.watcher = watching.Watcher(shelf, self.live, now_ms, self.metrics.refused.inc)
         self.reads = redis_reads.Reads(store, config.serving, self.metrics)
         self._scoring = scoring
-        self._objectives = dict(zip((o.name for o in config.objectives), losses.plan(config.objectives).parts, strict=True))
+        plan = losses.plan(config.objectives)
+        self._outputs = sum(part.width for part in plan.parts)
+        self._objectives = dict(zip((o.name for o in config.objectives), plan.parts, strict=True))
         self._scenarios = {o.name: frozenset(map(ids.of, o.scenarios)) for o in config.objectives}
         self._switches: dict[str | int | None, http_admin.Mode] = {}
         self._watch = divergence.Watch(config)
@@ -67,31 +70,81 @@ class Service:
         Raises:
             Problem: 503, no model is loaded yet, or too many requests wait already.
         """
+        model, begun, answer = await self._read(request.ts_ms, functools.partial(self._scoring.begin, request))
+        outcome = self._scoring.finish(model.scorer, begun, answer.found, answer.supports, time.monotonic())
+        return self._reply(request, model, outcome, answer.trouble, int(begun.lists.ts[0]))
+
+    async def retrieve(self, search: requests.Search) -> requests.Found:
+        """Find items for one user.
+
+        Raises:
+            Problem: as `answer`; 404, the model has no vectors of items; 422, the scenario does not have the first objective.
+        """
+        if self.config.model.name != "two_tower":
+            raise _no_retrieval(f"model.name is {self.config.model.name!r}, which has no vectors of items")
+        objective = self.config.objectives[0].name
+        if (known := self._scenarios[objective]) and ids.of(search.scenario) not in known:
+            raise Problem(
+                422, "no_objective", f"scenario {search.scenario!r} does not have the objective {objective!r}",
+                "items are found by the first objective; add the scenario to it",
+            )  # fmt: skip
+        begin = functools.partial(self._scoring.begin_search, search, self.decoder.blank)
+        model, begun, answer = await self._read(search.ts_ms, begin)
+        if not isinstance(model.scorer, retriever.Retriever) or model.scorer.refusal:
+            raise _no_retrieval(getattr(model.scorer, "refusal", "the model that answers has no vectors of items"))
+        without = [ids.of(item) for item in search.exclude]
+        searched = self._scoring.search(
+            model.scorer, begun, answer.found, answer.supports, time.monotonic(), search.k, without
+        )  # fmt: skip
+        reason = self._noted(model, answer.trouble or searched.plain_reason, searched.ignored)
+        found = searched.found
+        scores = np.zeros((len(found.items), self._outputs), np.float32)
+        scores[:, 0] = found.scores
+        return requests.Found(
+            request_id=search.request_id,
+            version=model.version,
+            step=model.step,
+            items=found.items,
+            scores=self._sampling.apply(scores, ids.of(search.scenario))[:, 0].tolist(),
+            known=len(model.scorer.index.names),
+            adapted=found.adapted_on > 0,
+            support_rows=found.adapted_on,
+            mode="adapted" if found.adapted_on else "plain",
+            degraded=reason,
+            took_ms=0.0,
+        )
+
+    async def _read(
+        self, ts_ms: int | None, begin: Callable[[int, float], scoring.Begun]
+    ) -> tuple[Model, scoring.Begun, redis_reads.Answer]:
+        """Begin a request and read what it needs; the model is the one that answers when all is there."""
         if self.live.current is None:
             raise self._no_model()
         if self._waiting >= MAX_WAITING:
             raise Problem(503, "overloaded", f"{MAX_WAITING} requests wait already", "repeat it later", {"Retry-After": "1"})
-        begun = self._scoring.begin(request, now_ms() if request.ts_ms is None else request.ts_ms, time.monotonic())
+        begun = begin(now_ms() if ts_ms is None else ts_ms, time.monotonic())
         self._waiting += 1
         try:
             answer = await self.reads.read(begun.wanted, begun.tasks)
         finally:
             self._waiting -= 1
-        model = self.live.current
-        outcome = self._scoring.finish(model.scorer, begun, answer.found, answer.supports, time.monotonic())
-        return self._reply(request, model, outcome, answer.trouble, int(begun.lists.ts[0]))
+        return self.live.current, begun, answer
+
+    def _noted(self, model: Model, reason: str | None, ignored: scoring.Ignored) -> str | None:
+        """Count a reply of `model`, why its tower is plain and what it did not use; what the reply says of the former."""
+        if reason is not None:
+            self.metrics.plain.labels(reason).inc()
+        self.metrics.ignored(ignored)
+        scored_ms = now_ms()
+        if self.live.scored(model.version, scored_ms):
+            self.metrics.first_scored(model.version, scored_ms)
+        return None if reason == "adaptation_off" else reason
 
     def _reply(
         self, request: requests.Request, model: Model, outcome: scoring.Outcome, trouble: redis_reads.Trouble | None, ts_ms: int
     ) -> requests.Reply:
-        reason = trouble or outcome.plain_reason
-        if reason is not None:
-            self.metrics.plain.labels(reason).inc()
-        self.metrics.ignored(outcome.ignored)
+        reason = self._noted(model, trouble or outcome.plain_reason, outcome.ignored)
         self.metrics.candidates.inc(len(outcome.scores))
-        scored_ms = now_ms()
-        if self.live.scored(model.version, scored_ms):
-            self.metrics.first_scored(model.version, scored_ms)
         self._watch.observe(model.scorer, request.scenario, outcome.x, outcome.scores[:, 0])
         outcome = outcome._replace(scores=self._sampling.apply(outcome.scores, ids.of(request.scenario)))
         chosen = request.objectives or self._objectives
@@ -103,7 +156,7 @@ class Service:
             adapted=outcome.support_rows > 0,
             support_rows=outcome.support_rows,
             mode="adapted" if outcome.support_rows else "plain",
-            degraded=None if reason == "adaptation_off" else reason,
+            degraded=reason,
             took_ms=0.0,
             exploration=self._explored(request, outcome, ts_ms, known=trouble is None),
         )
@@ -153,7 +206,7 @@ class Service:
 
     def load(self, config: configuration.Config, arrays: Mapping[str, npt.NDArray[Any]]) -> Scores:
         """A scorer with the switches that were set here."""
-        built = scorer.Scorer(config, arrays)
+        built = retriever.build(config, arrays)
         self._apply_switches(built)
         return built
 
@@ -172,6 +225,8 @@ class Service:
         """Note that `model` answers from now on."""
         self._apply_switches(model.scorer)
         self.metrics.swapped(model)
+        if isinstance(model.scorer, retriever.Retriever):
+            self.metrics.items.set(len(model.scorer.index.names))
         log.info("model %s, step %d, answers from now on; engine: %s", model.version, model.step, model.scorer.choice)
 
     async def look(self) -> None:
@@ -253,6 +308,11 @@ async def running(config: configuration.Config) -> AsyncIterator[Service]:
 
 def _named(row: divergence.Row) -> dict[str, Any]:
     return row._asdict() | {name: http_admin.Side(*side) for name, side in (("trained", row.trained), ("served", row.served))}
+
+
+def _no_retrieval(why: str) -> Problem:
+    hint = 'ask a deployment with model.name = "two_tower" and a category of source "item_id", see docs/retrieval.md'
+    return Problem(404, "no_retrieval", f"nothing can be found here: {why}", hint)
 
 
 def now_ms() -> int:

@@ -1,8 +1,9 @@
-"""The public HTTP face: `/v1/score`, `/healthz`, `/readyz`, `/metrics`. Scoring itself comes in as `Service`."""
+"""The public HTTP face: `/v1/score`, `/v1/retrieve`, `/healthz`, `/readyz`, `/metrics`. What is asked comes in as `Service`."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -10,6 +11,7 @@ import starlette.applications
 import starlette.exceptions
 import starlette.requests
 import starlette.routing
+from prometheus_client import Histogram
 from starlette.responses import Response
 
 from serving import metrics as prometheus
@@ -46,6 +48,10 @@ class Service(Protocol):
         """Score one request. Raises Problem."""
         ...
 
+    async def retrieve(self, search: requests.Search) -> requests.Found:
+        """Find items for one user. Raises Problem."""
+        ...
+
     async def readiness(self) -> Ready:
         """Which model answers, and the store's state. Raises Problem 503 while there is no model."""
         ...
@@ -54,9 +60,20 @@ class Service(Protocol):
 def application(service: Service) -> starlette.applications.Starlette:
     """The public application; nothing administrative is reachable through it."""
 
+    async def scored(body: bytes, form: Format) -> requests.Reply:
+        return await service.answer(service.decoder.decode(body, form))
+
+    async def found(body: bytes, form: Format) -> requests.Found:
+        return await service.retrieve(service.decoder.decode_search(body, form))
+
     async def score(request: starlette.requests.Request) -> Response:
-        response = await _scored(service, request)
+        response = await _answered(service, request, scored, service.metrics.seconds)
         service.metrics.requests.labels(response.status_code).inc()
+        return response
+
+    async def retrieve(request: starlette.requests.Request) -> Response:
+        response = await _answered(service, request, found, service.metrics.search_seconds)
+        service.metrics.searches.labels(response.status_code).inc()
         return response
 
     async def ready(request: starlette.requests.Request) -> Response:
@@ -65,6 +82,7 @@ def application(service: Service) -> starlette.applications.Starlette:
     return starlette.applications.Starlette(
         routes=[
             starlette.routing.Route("/v1/score", score, methods=["POST"]),
+            starlette.routing.Route("/v1/retrieve", retrieve, methods=["POST"]),
             starlette.routing.Route("/readyz", ready, methods=["GET"]),
             *common_routes(service.metrics),
         ],
@@ -87,7 +105,12 @@ def common_routes(metrics: prometheus.Metrics) -> list[starlette.routing.Route]:
     ]
 
 
-async def _scored(service: Service, request: starlette.requests.Request) -> Response:
+async def _answered(
+    service: Service,
+    request: starlette.requests.Request,
+    answer: Callable[[bytes, Format], Awaitable[requests.Reply | requests.Found]],
+    took: Histogram,
+) -> Response:
     form: Format = "json"
     headers = request.headers
     try:
@@ -96,9 +119,9 @@ async def _scored(service: Service, request: starlette.requests.Request) -> Resp
         form = requests.reply_format(headers.get("accept", ""), read_as)
         body = await read_body(request, service.config.serving.max_body_bytes)
         started = time.perf_counter()
-        reply = await service.answer(service.decoder.decode(body, read_as))
+        reply = await answer(body, read_as)
         seconds = time.perf_counter() - started
-        service.metrics.seconds.observe(seconds)
+        took.observe(seconds)
         return write(msgspec.structs.replace(reply, took_ms=round(seconds * 1000, 3)), form)
     except Problem as problem:
         return explain(problem, form)
@@ -106,7 +129,7 @@ async def _scored(service: Service, request: starlette.requests.Request) -> Resp
         return Response(status_code=CLIENT_CLOSED)
     except Exception:
         # Answered here because uvicorn closes a connection that an exception reaches, under the feet of its next request.
-        log.exception("a defect while scoring")
+        log.exception("a defect while answering")
         return explain(problems.of_status(500), form)
 
 

@@ -39,7 +39,7 @@ def reply(problem: Problem) -> ErrorReply:
 def of_status(status: int) -> Problem:
     """The problem of a failure that only a status describes: no such path, a wrong method, a defect."""
     known = {
-        404: ("not_found", "there is nothing at this path", "POST /v1/score, GET /healthz, /readyz or /metrics"),
+        404: ("not_found", "there is nothing at this path", "POST /v1/score or /v1/retrieve, GET /healthz, /readyz or /metrics"),
         405: ("method_not_allowed", "this path takes another method", "see the Allow header"),
         500: ("internal", "a defect of the service; it has been logged", "repeat the request; report it if it stays"),
     }

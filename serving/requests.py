@@ -43,6 +43,19 @@ class Request(Protocol):
     objectives: list[str] | None
 
 
+class Search(Protocol):
+    """One user, one scenario, and how many items to find; attributes are typed by the feature spec."""
+
+    user_id: records.Id
+    scenario: records.Id
+    k: int
+    request_id: records.Id | None
+    ts_ms: int | None
+    user: Any
+    context: Any
+    exclude: list[records.Id]
+
+
 Answer = list[float | list[float]] | None
 """One objective's scores in the order of the candidates: a number each, of a multiclass one a probability per class; None where
 the scenario does not have the objective."""
@@ -63,17 +76,34 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     exploration: Exploration | None = None
 
 
+class Found(msgspec.Struct, frozen=True):
+    """The best items of all that the snapshot knows, best first, with their scores, and what produced them."""
+
+    request_id: records.Id | None
+    version: str
+    step: int
+    items: list[str]
+    scores: list[float]
+    known: int
+    adapted: bool
+    support_rows: int
+    mode: Literal["adapted", "plain"]
+    degraded: str | None
+    took_ms: float
+
+
 class Decoder:
     """Reads requests of one configuration. Attributes that the spec does not read are dropped; others are errors."""
 
     def __init__(self, config: configuration.Config) -> None:
         self._objectives = tuple(o.name for o in config.objectives)
         self._max_candidates = config.serving.max_candidates
-        kind = _request_type(records.impression_type(config.features))
-        self._decode: dict[Format, Any] = {
-            "json": msgspec.json.Decoder(kind).decode,
-            "msgpack": msgspec.msgpack.Decoder(kind).decode,
-        }
+        impression = records.impression_type(config.features)
+        candidate = _candidate_type(impression)
+        self.blank: Any = candidate(item_id="", position=0)
+        """What the feature engine takes for the item where none is shown yet."""
+        self._decode = _decoders(_request_type(impression, candidate))
+        self._decode_search = _decoders(_search_type(impression))
 
     def decode(self, body: bytes, form: Format) -> Request:
         """Read and check a request; afterwards every candidate has a position.
@@ -82,12 +112,7 @@ class Decoder:
             Problem: 400 unreadable bytes; 422 a field is missing, unknown, mistyped or out of range, too many
                 candidates, or an objective that is not configured.
         """
-        try:
-            request: Request = self._decode[form](body)
-        except msgspec.ValidationError as error:
-            raise Problem(422, "invalid_request", str(error), "see the fields of a request in docs/serving.md") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Problem(400, "malformed_body", f"the body is not {form}: {error}", "check Content-Type") from error
+        request: Request = _read(self._decode[form], body, form)
         if len(request.candidates) > self._max_candidates:
             raise Problem(
                 422,
@@ -104,34 +129,73 @@ class Decoder:
                 candidate.position = place
         return request
 
+    def decode_search(self, body: bytes, form: Format) -> Search:
+        """Read and check a request for items.
 
-def _request_type(impression: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The struct of a request; `user`, `context` and a candidate's `features` are typed as in an impression."""
+        Raises:
+            Problem: as `decode`; 422 also if more items are asked for or excluded than a request may have candidates.
+        """
+        search: Search = _read(self._decode_search[form], body, form)
+        for what, count in (("k is", search.k), ("exclude has", len(search.exclude))):
+            if count > self._max_candidates:
+                raise Problem(
+                    422, "too_many_candidates", f"{what} {count:,}, at most {self._max_candidates:,}", "ask for fewer, or raise "
+                    "serving.max_candidates",
+                )  # fmt: skip
+        return search
+
+
+def _decoders(kind: type[msgspec.Struct]) -> dict[Format, Any]:
+    return {"json": msgspec.json.Decoder(kind).decode, "msgpack": msgspec.msgpack.Decoder(kind).decode}
+
+
+def _read(decode: Any, body: bytes, form: Format) -> Any:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid_request", str(error), "see the fields of a request in docs/serving.md") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "malformed_body", f"the body is not {form}: {error}", "check Content-Type") from error
+
+
+def _candidate_type(impression: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct of a candidate; `features` are typed as in an impression."""
     fields = {f.name: f for f in msgspec.structs.fields(impression)}
     listed, *_ = typing.get_args(fields["items"].type)
     (item,) = typing.get_args(listed)
     features = next(f for f in msgspec.structs.fields(item) if f.name == "features")
-    candidate = msgspec.defstruct(
+    return msgspec.defstruct(
         "Candidate",
         [("item_id", records.Id), ("position", records.Place | None, None), ("features", features.type, features.default)],
         forbid_unknown_fields=True,
         gc=False,
     )
+
+
+def _about(impression: type[msgspec.Struct]) -> list[Any]:
+    """Fields that may be left out of every kind of request; `user` and `context` are typed as in an impression."""
+    fields = {f.name: f for f in msgspec.structs.fields(impression)}
+    return [
+        ("request_id", records.Id | None, None),
+        ("ts_ms", Annotated[int, Meta(ge=0, le=LATEST_MS)] | None, None),
+        ("user", fields["user"].type, fields["user"].default),
+        ("context", fields["context"].type, fields["context"].default),
+    ]
+
+
+def _request_type(impression: type[msgspec.Struct], candidate: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct of a request for scores."""
     candidates: Any = Annotated[list[candidate], Meta(min_length=1)]  # type: ignore[valid-type]
-    return msgspec.defstruct(
-        "Request",
-        [
-            ("user_id", records.Id),
-            ("scenario", records.Id),
-            ("candidates", candidates),
-            ("request_id", records.Id | None, None),
-            ("ts_ms", Annotated[int, Meta(ge=0, le=LATEST_MS)] | None, None),
-            ("user", fields["user"].type, fields["user"].default),
-            ("context", fields["context"].type, fields["context"].default),
-            ("objectives", Annotated[list[str], Meta(min_length=1)] | None, None),
-        ],
-        forbid_unknown_fields=True,
-    )
+    objectives = ("objectives", Annotated[list[str], Meta(min_length=1)] | None, None)
+    who = [("user_id", records.Id), ("scenario", records.Id), ("candidates", candidates)]
+    return msgspec.defstruct("Request", [*who, *_about(impression), objectives], forbid_unknown_fields=True)
+
+
+def _search_type(impression: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct of a request for items."""
+    who = [("user_id", records.Id), ("scenario", records.Id), ("k", Annotated[int, Meta(ge=1)])]
+    exclude: Any = ("exclude", list[records.Id], msgspec.field(default_factory=list))
+    return msgspec.defstruct("Search", [*who, *_about(impression), exclude], forbid_unknown_fields=True)
 
 
 def body_format(content_type: str) -> Format:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models import modes
+from models import modes, retriever
 from models.base import Known, Support
 from models.scorer import Task
 from serving.live import Scores
 from serving.problems import Problem
-from serving.requests import Request
+from serving.requests import Request, Search
 from state import config as configuration
 from state import features, ids, meta_supports, spec, stores, supports
 
@@ -72,6 +72,14 @@ class Outcome(NamedTuple):
     x: F32
 
 
+class Searched(NamedTuple):
+    """Items found, and as in `Outcome` why the user's tower is plain and what was not used."""
+
+    found: retriever.Found
+    plain_reason: str | None
+    ignored: Ignored
+
+
 class Scoring:
     """Scores requests of one configuration; holds the cache of shared counters."""
 
@@ -86,8 +94,15 @@ class Scoring:
 
     def begin(self, request: Request, ts_ms: int, now_s: float) -> Begun:
         """Locate all that the request reads; `now_s` is a monotonic clock, by which cached counters age."""
+        return self._begun(request, request.candidates, ts_ms, now_s)
+
+    def begin_search(self, search: Search, blank: Any, ts_ms: int, now_s: float) -> Begun:
+        """The same of a request for items: a list of `blank`, an item without an id and attributes."""
+        return self._begun(search, [blank], ts_ms, now_s)
+
+    def _begun(self, request: Request | Search, items: list[Any], ts_ms: int, now_s: float) -> Begun:
         number = "" if request.request_id is None else request.request_id
-        shown = Shown(number, request.user_id, request.scenario, ts_ms, request.candidates, request.user, request.context)
+        shown = Shown(number, request.user_id, request.scenario, ts_ms, items, request.user, request.context)
         lists = features.lists_of([shown], self.engine.compiled, self._ids)
         tasks, of_task = tasks_of(lists, self._key)
         return Begun(lists, self.engine.wanted(lists, None, now_s), tasks, of_task)
@@ -112,6 +127,27 @@ class Scoring:
             raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
         ignored = functools.reduce(Ignored.plus, (left for _, left in read), Ignored(diverged=diverged))
         return Outcome(scores, rows, None if rows else _reason(scorer, scenario, ignored), ignored, x)
+
+    def search(
+        self, scorer: retriever.Retriever, begun: Begun, found: stores.Found | None, packed: list[bytes | None], now_s: float,
+        k: int, without: Sequence[int],
+    ) -> Searched:  # fmt: skip
+        """Find the best `k` items but those whose hash is in `without`; otherwise as `finish`.
+
+        Raises:
+            Problem: 500, a score is not a finite number.
+        """
+        lists = begun.lists
+        if found is not None:
+            self.engine.fill(begun.wanted, found, now_s)
+        x = self.engine.stamp(lists)
+        scenario = int(lists.scenario[0])
+        support, ignored = self._support(scorer, packed[0], int(lists.ts[0]))
+        best = scorer.retrieve(retriever.Asked(lists.ids, x, scenario, support), k, without)
+        if not np.isfinite(best.scores).all():
+            raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
+        ignored = ignored.plus(Ignored(diverged=int(best.diverged)))
+        return Searched(best, None if best.adapted_on else _reason(scorer, scenario, ignored), ignored)
 
     def _support(self, scorer: Scores, packed: bytes | None, ts_ms: int) -> tuple[Support | Known | None, Ignored]:
         """What may be used of a packed set, and what may not."""

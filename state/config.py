@@ -470,6 +470,39 @@ class Learner(spec.Section, frozen=True):
     metrics_port: Annotated[int, Meta(ge=0, le=65535, description="Prometheus port, 0 for none")] = 9102
 
 
+class Retrieval(spec.Section, frozen=True):
+    """Finding items with two towers (`model.name = "two_tower"`, docs/retrieval.md)."""
+
+    loss: Annotated[
+        Literal["objectives", "softmax"],
+        Meta(
+            description="what two towers learn by: the loss of their objectives, as other models do; or telling a row that was "
+            "acted on from others of the stream (sampled softmax with logQ), adapted to what the user acted on before, which "
+            'wants one objective, kind = "ranking"'
+        ),
+    ] = "objectives"
+    queue: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="newest actions whose items may be negatives of others (softmax)")
+    ] = 4096
+    candidates: Annotated[
+        int, Meta(ge=0, le=100_000, description="items of the queue that compete in a minibatch, beside its own (softmax)")
+    ] = 512
+    negatives: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="rows of the queue beside each action of a support set (softmax); `meta.support_rows` counts both",
+        ),
+    ] = 2
+    max_items: Annotated[
+        int, Meta(ge=16, le=100_000_000, description="items that a snapshot names; the longest unseen is forgotten beyond it")
+    ] = 100_000
+    max_idle_s: Annotated[
+        float, Meta(gt=0, description="an item that nobody was shown for this event time is not found any more")
+    ] = 2_592_000.0
+
+
 class Snapshot(spec.Section, frozen=True):
     """What the learner publishes."""
 
@@ -595,6 +628,7 @@ class Config(spec.Section, frozen=True):
     meta: MetaLearning = MetaLearning()
     optimizer: Optimizer = Optimizer()
     learner: Learner = Learner()
+    retrieval: Retrieval = Retrieval()
     snapshot: Snapshot = Snapshot()
     serving: Serving = Serving()
     divergence: Divergence = Divergence()
@@ -607,6 +641,11 @@ class Config(spec.Section, frozen=True):
         """Accepted kinds of action; a kind's index here is its code in every packed record."""
         kinds = dict.fromkeys(kind for o in self.objectives for kind in o.kinds)
         return tuple(kinds | dict.fromkeys(self.actions.other))
+
+    @property
+    def names_items(self) -> bool:
+        """Whether derived messages carry the ids of items as they were sent, which replies of retrieval name."""
+        return self.model.name == "two_tower"
 
 
 class Refused(Exception):

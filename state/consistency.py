@@ -61,7 +61,7 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
         )
     if config.model.dropout and config.model.native is True:
         found.append(("model.dropout", 'no native step leaves anything out; set model.native to "auto" or false'))
-    found += _unexplorable(config) + _owned(config)
+    found += _unexplorable(config) + _owned(config) + _unretrievable(config)
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
     return found
@@ -114,6 +114,30 @@ def _owned(config: "Config") -> list[tuple[str, str]]:
     elif config.embedding.cold != "off":
         problem = 'not together with embedding.cold = "meta", whose first values are of an item in all scenarios; remove one'
     return [("model.own_rows", problem)] if problem else []
+
+
+def _unretrievable(config: "Config") -> list[tuple[str, str]]:
+    """What the sampled softmax lacks, where it is asked for."""
+    if config.retrieval.loss != "softmax":
+        return []
+    categories = config.features.categories
+    sources = {c.source for c in categories}
+    of_items = {"item", *(c.name for c in categories if c.source.partition(".")[0] in {"item", "item_id"})}
+    kinds, names = [o.kind for o in config.objectives], "two towers learned by softmax"
+    problems = (
+        (config.model.name != "two_tower", 'softmax wants model.name = "two_tower", or choose "objectives"'),
+        (kinds != ["ranking"], f'{names} know one objective, kind = "ranking"; declared: {", ".join(kinds)}'),
+        (bool(config.objectives[0].scenarios), f"{names} have their objective in every scenario; remove its scenarios"),
+        (bool(config.objectives[0].loss), f"{names} have a loss already; remove that of the objective"),
+        (not {"user_id", "item_id"} <= sources, 'softmax wants categories with source = "user_id" and source = "item_id"'),
+        (bool(of_items & set(config.task.key)), "two towers adapt the user's; task.key must not name items"),
+        (config.meta.algorithm != "fomaml", f'{names} know meta.algorithm = "fomaml" only'),
+        (config.support.mode != "features", f'{names} want support.mode = "features"'),
+        (config.embedding.cold != "off", 'a ranking teaches nothing about cold items; set embedding.cold = "off"'),
+        (config.model.dropout > 0, f"{names} leave nothing out; set model.dropout = 0.0"),
+        (config.learner.device == "cuda", f'{names} learn on the CPU; set learner.device = "cpu"'),
+    )
+    return [("retrieval.loss", problem) for wrong, problem in problems if wrong]
 
 
 def _misdeclared(objective: "Objective", known: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -71,7 +71,8 @@ class Join(faust_stage.Stage):
         done += output.released
         deliveries = []
         if output.lists is not None:
-            for target, value, n_lists, n_rows in samples.messages(output.lists, self._names, self._routing, p):
+            names = samples.Names(self._names, output.items)
+            for target, value, n_lists, n_rows in samples.messages(output.lists, names, self._routing, p):
                 deliveries.append(await self.shell.send(self.config.topics.samples, value, target))
                 self.count(lists=n_lists, rows=n_rows)
         for gone in output.unjoined:

@@ -170,7 +170,7 @@ class Enrich:
     def _decoded(self, value: bytes | None, now_ms: int) -> Any:
         """An impression that fits into one message of `enriched`."""
         event = self._decoder.impression(value, now_ms)
-        size = len(event.items) * self._packer.row_bytes
+        size = self._packer.bytes_of(event)
         if size > self._packer.room:
             raise records.Rejected("too_large", f"{len(event.items)} items take {size} bytes once enriched")
         return event

@@ -1,7 +1,7 @@
 """The messages of `enriched`: a micro-batch that was stamped, packed for the partitions that its input came from."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,8 @@ from streams import event_time, partitions
 
 I64 = npt.NDArray[np.int64]
 HEADER_BYTES = 4096
+NAME_BYTES = 28
+"""A hash as decimal text and the lengths of it and of a name, in a header."""
 
 
 class Message(NamedTuple):
@@ -45,6 +47,14 @@ class Packer:
         self.row_bytes = 8 + 8 * compiled.id_width + 4 * compiled.number_width
         self._most_lists = config.streams.lists_per_message
         self._spec = spec.fingerprint(config.features, config.action_kinds)
+        self._names = config.names_items
+
+    def bytes_of(self, event: Any) -> int:
+        """What the items of an impression take in a message, with their names where these are wanted."""
+        return len(event.items) * self.row_bytes + (self._name_bytes(event) if self._names else 0)
+
+    def _name_bytes(self, event: Any) -> int:
+        return sum(NAME_BYTES + len(str(item.item_id).encode()) for item in event.items)
 
     def messages(
         self, batch: Batch, held: partitions.Partition, partition: int, shown: I64, acted: I64, x: features.F32, watermark: int
@@ -52,6 +62,8 @@ class Packer:
         """Messages of one partition: lists, then actions; the last moves the watermark. `held` learns what was sent."""
         lists = batch.lists
         weights = lists.n_items[shown].astype(np.int64) * self.row_bytes + 36
+        if self._names:
+            weights += np.array([self._name_bytes(batch.shown[i].event) for i in shown.tolist()], np.int64)
         pieces = [(piece, acted[:0]) for piece in _cut(shown, weights, self._most_lists, self.room)]
         a_weights = np.array([len(batch.acted[a].raw) + 52 for a in acted.tolist()], np.int64)
         a_pieces = list(_cut(acted, a_weights, len(acted), self.room))
@@ -69,6 +81,8 @@ class Packer:
                 "before_offsets": list(held.sent),
                 "scenarios": {str(s): lists.names[s] for s in np.unique(lists.scenario[some]).tolist()},
             }
+            if self._names:
+                head["items"] = _names_of(batch, some, starts)
             packed = {**_list_columns(batch, x, some, starts), **_action_columns(batch, actions)}
             for k, offsets in enumerate((packed["offset"], packed["a_offset"])):
                 held.sent[k] = max(held.sent[k], int(offsets.max(initial=-1)))
@@ -87,6 +101,14 @@ def _cut(which: I64, weights: I64, most: int, room: int) -> Iterator[I64]:
         total += weight
     if len(which):
         yield which[start:]
+
+
+def _names_of(batch: Batch, which: I64, starts: I64) -> dict[str, str]:
+    """The ids of the items of some lists as they were sent, by their hash."""
+    items = batch.lists.item
+    return {
+        str(items[starts[i] + k]): str(item.item_id) for i in which.tolist() for k, item in enumerate(batch.shown[i].event.items)
+    }
 
 
 def _list_columns(batch: Batch, x: features.F32, which: I64, starts: I64) -> columns.Columns:

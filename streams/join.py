@@ -94,6 +94,8 @@ class Output(NamedTuple):
     lists: Columns | None
     unjoined: list[Unjoined]
     released: list[Any]
+    items: dict[int, str]
+    """Ids of items as they were sent, by hash, as far as the messages of these lists told them."""
 
 
 class Counts:
@@ -121,9 +123,10 @@ class _Block:
     Lists up to `quiet_until` were delivered before a restart.
     """
 
-    __slots__ = ("columns", "ends", "item", "label", "quiet_until", "revisions", "starts", "ts")
+    __slots__ = ("columns", "ends", "item", "items", "label", "quiet_until", "revisions", "starts", "ts")
 
-    def __init__(self, columns: Columns, rules: Rules, quiet_until: int) -> None:
+    def __init__(self, columns: Columns, rules: Rules, quiet_until: int, items: dict[int, str]) -> None:
+        self.items = items
         self.columns, self.item, self.quiet_until = columns, columns["item"], quiet_until
         ends = np.cumsum(columns["n_items"], dtype=np.int64)
         self.starts: list[int] = (ends - columns["n_items"]).tolist()
@@ -184,7 +187,8 @@ class Partition:
         self._bound_unreadable(before)
         hold = NEVER
         if len(columns["ts"]):
-            hold = self._take_lists(columns)
+            items = {int(key): str(name) for key, name in head.get("items", {}).items()}
+            hold = self._take_lists(columns, items)
         if len(columns["a_ts"]):
             hold = max(hold, self._take_actions(columns))
         self._held.append((hold, token))
@@ -215,12 +219,15 @@ class Partition:
             released.append(self._held.popleft()[1])
         pieces, self._pieces = self._pieces, []
         unjoined, self._unjoined = self._unjoined, []
-        return Output(_joined(pieces) if pieces else None, unjoined, released)
+        items: dict[int, str] = {}
+        for block in {id(piece.block): piece.block for piece in pieces}.values():
+            items |= block.items
+        return Output(_joined(pieces) if pieces else None, unjoined, released, items)
 
-    def _take_lists(self, columns: Columns) -> int:
+    def _take_lists(self, columns: Columns, items: dict[int, str]) -> int:
         """Open the lists that are seen for the first time; return when their message may be released."""
         requests, known = columns["request"].tolist(), self._lists
-        block = _Block(columns, self.rules, self._delivered_until())
+        block = _Block(columns, self.rules, self._delivered_until(), items)
         copies = []
         for i, (request, offset) in enumerate(zip(requests, columns["offset"].tolist(), strict=True)):
             if offset <= self._newest[0] or request in known:

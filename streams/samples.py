@@ -1,13 +1,14 @@
 """Messages of the topic `samples`: labelled lists cut by task and packed by destination partition."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from state import columns, ids, spec
 from state.config import Config
+from streams.enriched import NAME_BYTES
 
 U64 = npt.NDArray[np.uint64]
 LISTS = ("request", "user", "scenario", "task", "ts", "n_items", "version")
@@ -34,9 +35,14 @@ def routing(config: Config) -> Routing:
     return Routing(key, config.kafka.partitions, config.streams.lists_per_message, config.topics.max_message_bytes, fingerprint)
 
 
-def messages(
-    lists: columns.Columns, names: Mapping[int, str], routing: Routing, partition: int
-) -> Iterator[tuple[int, bytes, int, int]]:
+class Names(NamedTuple):
+    """What hashes stand for: scenarios, and items where the configuration names them."""
+
+    scenarios: Mapping[int, str]
+    items: Mapping[int, str]
+
+
+def messages(lists: columns.Columns, names: Names, routing: Routing, partition: int) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield (destination partition, packed message, its lists, its rows) for the lists that the join of `partition` emitted.
 
     A list whose rows belong to several tasks (an item or a category in the key) becomes one list per task. Tasks of
@@ -90,17 +96,23 @@ def _mixed(parts: list[U64]) -> U64:
     return out
 
 
-def _packed(
-    lists: columns.Columns, names: Mapping[int, str], routing: Routing, partition: int
-) -> Iterator[tuple[int, bytes, int, int]]:
+def _packed(lists: columns.Columns, names: Names, routing: Routing, partition: int) -> Iterator[tuple[int, bytes, int, int]]:
     ends = np.cumsum(lists["n_items"], dtype=np.int64)
     per_row = sum(lists[name].itemsize * int(np.prod(lists[name].shape[1:])) for name in ROWS)
+    if names.items:
+        per_row += NAME_BYTES + max(len(name.encode()) for name in names.items.values())
     per_list = sum(lists[name].itemsize for name in LISTS)
     for start, end in cuts(lists["n_items"], routing.lists_per_message, routing.max_bytes, per_list, per_row):
         a, b = int(ends[start] - lists["n_items"][start]), int(ends[end - 1])
         part = {name: lists[name][start:end] for name in LISTS} | {name: lists[name][a:b] for name in ROWS}
-        shown = {str(s): names[s] for s in np.unique(part["scenario"]).tolist() if s in names}
-        yield partition, columns.pack(part, spec=routing.spec, scenarios=shown), end - start, b - a
+        head: dict[str, Any] = {"spec": routing.spec, "scenarios": _named(part["scenario"], names.scenarios)}
+        if names.items:
+            head["items"] = _named(part["item"], names.items)
+        yield partition, columns.pack(part, **head), end - start, b - a
+
+
+def _named(hashes: U64, names: Mapping[int, str]) -> dict[str, str]:
+    return {str(h): names[h] for h in np.unique(hashes).tolist() if h in names}
 
 
 def cuts(

@@ -32,7 +32,7 @@ async def warm(config: Config) -> int:
         lists = partition.emit().lists
         if lists is None:
             continue
-        for _, value, _, _ in samples.messages(lists, {}, samples.routing(config), 0):
+        for _, value, _, _ in samples.messages(lists, samples.Names({}, {}), samples.routing(config), 0):
             message = columns.unpack(value)
             tasks = sets.wanted([message])
             sets.fill(tasks, await store.supports(tasks))

@@ -121,7 +121,7 @@ class Pipeline:
         self.counts.lists += len(out.lists["ts"])
         self.counts.rows += len(out.lists["item"])
         self.counts.positive += int(np.count_nonzero(out.lists["label"][:, 0] > 0))
-        routed = samples.messages(out.lists, self._names, self._routing, partition)
+        routed = samples.messages(out.lists, samples.Names(self._names, out.items), self._routing, partition)
         return [columns.unpack(packed) for _, packed, _, _ in routed]
 
     def _episodes(self, messages: list[tuple[dict[str, Any], columns.Columns]]) -> list[bytes]:

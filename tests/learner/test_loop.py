@@ -304,7 +304,7 @@ def test_offsets_that_come_again_after_the_broker_lost_its_tail_are_planned_and_
 
 def test_a_message_that_fits_the_layout_of_its_configuration_is_what_rehearsal_makes() -> None:
     packed, names = episodes.decode(some(1)[0].value, layout_of(SETTINGS))
-    assert names == {ids.of("even"): "even", ids.of("odd"): "odd"}
+    assert names == ({ids.of("even"): "even", ids.of("odd"): "odd"}, {})
     assert packed["ids"].shape[1] == 2
 
 

@@ -41,6 +41,19 @@ class Service:
         known = {"adapted": False, "support_rows": 0, "mode": "plain", "degraded": None, "took_ms": 0.0}
         return msgspec.convert({"request_id": None, "version": "v1", "step": 7, "scores": scores, **known}, requests.Reply)
 
+    async def retrieve(self, search: requests.Search) -> requests.Found:
+        if self.failure is not None:
+            raise self.failure
+        known = {"known": 9, "adapted": False, "support_rows": 0, "mode": "plain", "degraded": None, "took_ms": 0.0}
+        asked = {
+            "request_id": search.request_id,
+            "version": "v1",
+            "step": 7,
+            "items": ["a"] * search.k,
+            "scores": [0.5] * search.k,
+        }
+        return msgspec.convert(asked | known, requests.Found)
+
     async def readiness(self) -> http_public.Ready:
         if self.failure is not None:
             raise self.failure

@@ -48,7 +48,7 @@ def unpacked(
 ) -> list[tuple[int, dict[str, Any], columns.Columns]]:
     return [
         (target, *columns.unpack(value))
-        for target, value, _, _ in samples.messages(found, {0: "home", 1: "search"}, route, partition)
+        for target, value, _, _ in samples.messages(found, samples.Names({0: "home", 1: "search"}, {}), route, partition)
     ]
 
 
@@ -76,7 +76,7 @@ def test_every_row_arrives_once_with_its_list_and_its_task(n_items: list[int], k
 
 def test_messages_stay_below_the_limit_and_a_larger_list_is_kept_whole() -> None:
     route = routing("user")._replace(max_bytes=samples.HEAD_BYTES + 4_000, lists_per_message=1000)
-    sizes = [len(value) for _, value, _, _ in samples.messages(lists([10] * 50), {}, route, 0)]
+    sizes = [len(value) for _, value, _, _ in samples.messages(lists([10] * 50), samples.Names({}, {}), route, 0)]
     assert len(sizes) > 1
     assert max(sizes) <= route.max_bytes
     ((_, _, c),) = unpacked(lists([300]), route)
@@ -90,5 +90,7 @@ def test_a_message_names_the_scenarios_that_it_holds() -> None:
 
 @pytest.mark.parametrize("key", [("user",), ("item",)])
 def test_the_same_lists_give_the_same_bytes(key: tuple[str, ...]) -> None:
-    first, second = ([v for _, v, _, _ in samples.messages(lists([3, 2]), {}, routing(*key), 0)] for _ in range(2))
+    first, second = (
+        [v for _, v, _, _ in samples.messages(lists([3, 2]), samples.Names({}, {}), routing(*key), 0)] for _ in range(2)
+    )
     assert first == second
