@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from learner import optimizers, passes
+from learner import optimizers, passes, sampled_softmax
 from models import adaptation, base, embedding, losses, two_tower
 from state import config
 
@@ -24,10 +23,6 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
-HIDDEN = -1e9
-"""Logit of a candidate that is no negative: the positive itself a second time, or something else that the same user acted on."""
-
-
 PAIRS = losses.plan((config.Objective(name="acted", action="acted", kind="ranking"),))
 
 
@@ -125,10 +120,9 @@ class Retriever:
         vector, bias = self.model.item(self.parameters, x)
         same = torch.from_numpy(clash & (np.arange(clash.shape[1]) != np.arange(len(clash))[:, None]))
         base_logit = bias[:, 0] - torch.from_numpy(log_share)
-        wanted = torch.arange(len(rows))
 
         def loss(user: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy((user @ vector.T + base_logit).masked_fill(same, HIDDEN), wanted)
+            return sampled_softmax.loss(user, vector, base_logit, same).mean()
 
         total = loss(two_tower.vectors(self.parameters, hidden))
         if self.settings.meta.weight > 0:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import adaptation, base, items, losses, scorer, supports, two_tower
+from models import adaptation, base, items, limits, losses, scorer, supports, two_tower
 from models.meta import adapters
 from state import config, ids
 
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 class Found(NamedTuple):
     """The best items, best first, by their ids as they were sent; predictions (k,) of the first objective, as scoring gives them.
 
-    `adapted_on` support rows were used. `diverged`: see `scorer.Scored`.
+    `adapted_on` support rows were used. `diverged`: see `models.limits`.
     """
 
     items: list[str]
@@ -96,9 +96,8 @@ class Retriever(scorer.Scorer):
         diverged = not bool(np.isfinite(logit).all())
         if diverged:
             logit, used = start, 0
-        if self._plan.plain and used:
-            held = start + np.clip(logit - start, -scorer.MOST_MOVED, scorer.MOST_MOVED)
-            diverged, logit = bool((held != logit).any()), held
+        elif used and (np.abs(logit - start) > limits.MOST_MOVED).any():
+            diverged, logit = True, start + np.clip(logit - start, -limits.MOST_MOVED, limits.MOST_MOVED)
         logit[[self.index.place[key] for key in without if key in self.index.place]] = -np.inf
         best = _best(logit, k)
         return Found([self.index.names[place] for place in best.tolist()], self._predictions(logit[best]), used, diverged)

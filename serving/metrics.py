@@ -25,7 +25,7 @@ class Metrics:
         self.search_seconds = Histogram(
             "thousandfold_retrieve_seconds", "whole body to reply", buckets=SECONDS, registry=self.registry
         )
-        self.items = Gauge("thousandfold_items", "items that the model that answers can find", registry=self.registry)
+        self.items = Gauge("thousandfold_retrievable_items", "items that the model that answers can find", registry=self.registry)
         self.store = Histogram("thousandfold_store_seconds", "one read from the store", buckets=SECONDS, registry=self.registry)
         self.plain = Counter("thousandfold_plain", "replies of the plain tower", ["reason"], registry=self.registry)
         self.candidates = Counter("thousandfold_candidates", "candidates scored", registry=self.registry)

@@ -82,6 +82,46 @@ def test_a_gate_that_reads_an_undeclared_column_is_a_contradiction() -> None:
         configuration.parse(text)
 
 
+SOFTMAX = """
+[model]
+name = "two_tower"
+personal_features = ["item"]
+[retrieval]
+loss = "softmax"
+[[objectives]]
+name = "like"
+action = "like"
+kind = "ranking"
+[features]
+categories = [{ name = "user", source = "user_id" }, { name = "item", source = "item_id" },
+  { name = "scenario", source = "scenario" }, { name = "genre", source = "item.genre" }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('name = "two_tower"', 'name = "pepnet"', 'softmax wants model.name = "two_tower"'),
+        ('kind = "ranking"', 'kind = "binary"', 'know one objective, kind = "ranking"; declared: binary'),
+        ('kind = "ranking"', 'kind = "ranking"\nloss = "a.b:c"', "have a loss already"),
+        (
+            '{ name = "user", source = "user_id" }',
+            '{ name = "who", source = "user.name" }',
+            'categories with source = "user_id"',
+        ),
+        ("[model]", '[meta]\nalgorithm = "maml"\n[model]', 'know meta.algorithm = "fomaml" only'),
+        ("[model]", '[support]\nmode = "meta_inputs"\n[model]', 'want support.mode = "features"'),
+        ("[model]", '[embedding]\ncold = "meta"\n[model]', 'set embedding.cold = "off"'),
+        ("[model]", '[learner]\ndevice = "cuda"\n[model]', 'set learner.device = "cpu"'),
+    ],
+)
+def test_what_a_sampled_softmax_lacks_is_a_contradiction(old: str, new: str, problem: str) -> None:
+    assert configuration.parse(SOFTMAX).names_items
+    with pytest.raises(ConfigError) as caught:
+        configuration.parse(SOFTMAX.replace(old, new))
+    assert problem in str(caught.value)
+
+
 def test_a_task_may_be_a_declared_category() -> None:
     text = (
         "[task]\nkey = ['advertiser', 'user']\n[features]\ncategories = [{ name = 'user', source = 'user_id' }, "

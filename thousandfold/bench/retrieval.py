@@ -140,7 +140,8 @@ def measure(config: configuration.Config, log: Log, options: Options, tell: prot
             known.read(row)
             before.append(known.before(row))
             hidden.append(list(known.shown.get(int(log.user[row]), ())))
-        support = learner.supports(before, config.meta.support_rows, options.negatives, queue.rows(), random)
+        most = max(1, config.meta.support_rows // (1 + options.negatives))
+        support = learner.supports(before, most, options.negatives, queue.rows(), random)
         for name, ranks in _searched(trained, shelf, log.item[batch], batch, hidden, support).items():
             found[name].append(ranks)
         history += [len(rows_) for rows_ in before]
