@@ -128,7 +128,6 @@ def _unretrievable(config: "Config") -> list[tuple[str, str]]:
         (config.model.name != "two_tower", 'softmax wants model.name = "two_tower", or choose "objectives"'),
         (kinds != ["ranking"], f'{names} know one objective, kind = "ranking"; declared: {", ".join(kinds)}'),
         (bool(config.objectives[0].scenarios), f"{names} have their objective in every scenario; remove its scenarios"),
-        (bool(config.objectives[0].loss), f"{names} have a loss already; remove that of the objective"),
         (not {"user_id", "item_id"} <= sources, 'softmax wants categories with source = "user_id" and source = "item_id"'),
         (bool(of_items & set(config.task.key)), "two towers adapt the user's; task.key must not name items"),
         (config.meta.algorithm != "fomaml", f'{names} know meta.algorithm = "fomaml" only'),

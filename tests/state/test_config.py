@@ -103,7 +103,6 @@ categories = [{ name = "user", source = "user_id" }, { name = "item", source = "
     [
         ('name = "two_tower"', 'name = "pepnet"', 'softmax wants model.name = "two_tower"'),
         ('kind = "ranking"', 'kind = "binary"', 'know one objective, kind = "ranking"; declared: binary'),
-        ('kind = "ranking"', 'kind = "ranking"\nloss = "a.b:c"', "have a loss already"),
         (
             '{ name = "user", source = "user_id" }',
             '{ name = "who", source = "user.name" }',
