@@ -76,9 +76,9 @@ class Slopes(NamedTuple):
 @kernel
 def probability(logit: float, label: float) -> tuple[float, float]:
     """Sigmoid and cross-entropy of a logit."""
-    e = math.exp(-abs(logit))
+    e = math.exp(-abs(np.float64(logit)))
     p = 1.0 / (1.0 + e) if logit >= 0 else e / (1.0 + e)
-    return p, max(logit, 0.0) - logit * label + math.log1p(e)
+    return p, max(logit, 0.0) - logit * label + math.log(1.0 + e)
 
 
 @kernel

@@ -13,7 +13,7 @@ from state.kernels import Plain, kernel
 from thousandfold.bench import adaptation_peers as peers
 
 F32 = npt.NDArray[np.float32]
-BLOCK = 16
+BLOCK = 32
 ON, ENTRY, WIDTH, QUERY = modes.ON, peers.ENTRY, peers.WIDTH, peers.QUERY
 
 
@@ -41,15 +41,20 @@ def _pass(given: Plain, own: Plain, found: Plain, settings: Plain, space: Plain)
         matrix[:] = 0
     for vector in (trunk_bias, bias, output_bias):
         vector[:] = 0
-    count = len(given[0])
+    (count, each, _), room, settled = given[0].shape, matrices.Workspace(*space), towers.Settings(*settings)
+    room.used[0] = 0
+    gate, offset = matrices.room(room, BLOCK * (QUERY + each), WIDTH), matrices.room(room, BLOCK * (QUERY + each), 1)
+    gate[:] = 1
+    offset[:] = 0
+    mark = room.used[0]
     for first in range(0, count, BLOCK):
-        space[1][0] = 0
-        _block(given, first, min(BLOCK, count - first), own, found, towers.Settings(*settings), matrices.Workspace(*space))
+        room.used[0] = mark
+        _block(given, first, min(BLOCK, count - first), own, found, settled, gate, offset, room)
 
 
 @kernel
 def _block(
-    given: Plain, first: int, tasks: int, own: Plain, found: Plain, settings: towers.Settings,
+    given: Plain, first: int, tasks: int, own: Plain, found: Plain, settings: towers.Settings, gate: F32, offset: F32,
     space: matrices.Workspace,
 ) -> None:  # fmt: skip
     """Add the gradients of some tasks' queries."""
@@ -63,9 +68,6 @@ def _block(
     _enter(x, trunk, trunk_bias, weight, bias, hidden[:rows], z[:rows])
     others = matrices.part(support, first * each * inputs, more, inputs)
     _enter(others, trunk, trunk_bias, weight, bias, hidden[rows:], z[rows:])
-    gate, offset = matrices.room(space, rows + more, WIDTH), matrices.room(space, rows + more, 1)
-    gate[:] = 1
-    offset[:] = 0
     share = matrices.room(space, rows, 1)
     share[:] = np.float32(rows / (count * QUERY))
     lists = towers.Lists(
@@ -78,7 +80,7 @@ def _block(
         matrices.room(space, rows, 1), matrices.room(space, 1, WIDTH), matrices.room(space, 1, 1)[0],
     )  # fmt: skip
     unadapted, fitted = matrices.room(space, rows, 1), matrices.room(space, rows, 1)
-    meta, tower = towers.Meta(hidden, z, gate, offset), towers.Tower(output, output_bias)
+    meta, tower = towers.Meta(hidden, z, gate[: len(z)], offset[: len(z)]), towers.Tower(output, output_bias)
     towers.joint(meta, tower, lists, settings, unadapted, fitted, slopes, True, space)
     matrices.product(hidden[:rows].T, slopes.z, dweight, True)
     matrices.product(slopes.z, matrices.turned(weight, space), slopes.hidden, True)
