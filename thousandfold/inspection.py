@@ -172,19 +172,26 @@ app = typer.Typer(
 )
 
 
+Data = Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")]
+Actions = Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")]
+Snapshot = Annotated[
+    pathlib.Path | None, typer.Option(help="folder of snapshots; without it the log is learned first, in order of time")
+]
+Limit = Annotated[int | None, typer.Option(min=100, help="only the lists of the first so many rows")]
+Plot = Annotated[pathlib.Path | None, typer.Option(help="draw it into this PNG file")]
+
+
 @app.command()
 def attention(
-    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
+    data: Data = "ml1m",
     spec_file: Annotated[
         pathlib.Path | None, typer.Option("--spec", help="the configuration; without it the worked example of DUPN")
     ] = None,
-    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
-    snapshot: Annotated[
-        pathlib.Path | None, typer.Option(help="folder of snapshots; without it the log is learned first, in order of time")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=100, help="only the lists of the first so many rows")] = None,
+    actions: Actions = None,
+    snapshot: Snapshot = None,
+    limit: Limit = None,
     rows: Annotated[int, typer.Option(min=1, help="newest rows of the log that are looked at")] = ROWS,
-    plot: Annotated[pathlib.Path | None, typer.Option(help="draw it into this PNG file")] = None,
+    plot: Plot = None,
 ) -> None:
     """Which of a user's last actions count: attention by kind and by age, over the newest rows of a log."""
     config = configuration.load(spec_file or specs.path(EXAMPLE))
@@ -200,16 +207,14 @@ def attention(
 
 @app.command()
 def gates(
-    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
+    data: Data = "ml1m",
     spec_file: Annotated[
         pathlib.Path | None, typer.Option("--spec", help="the configuration; without it that of MovieLens-1M")
     ] = None,
-    actions: Annotated[pathlib.Path | None, typer.Option(help="a Parquet file of actions, for --data FILE")] = None,
-    snapshot: Annotated[
-        pathlib.Path | None, typer.Option(help="folder of snapshots; without it the log is learned first, in order of time")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=100, help="only the lists of the first so many rows")] = None,
-    plot: Annotated[pathlib.Path | None, typer.Option(help="draw the gates into this PNG file")] = None,
+    actions: Actions = None,
+    snapshot: Snapshot = None,
+    limit: Limit = None,
+    plot: Plot = None,
 ) -> None:
     """How much each scenario takes of what is shared and of what is its own: the mean of every gate over its newest rows."""
     config = configuration.load(spec_file or specs.path("ml1m"))
