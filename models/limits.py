@@ -2,9 +2,11 @@
 
 The distance is that of the logits, `MOST_MOVED` of them, read back from what they predict (`models.losses`):
 
-* binary and ranking: the logit, within 16 of zero.
+* binary: the logit, within 16 of zero.
 * multiclass: the log-odds of any two of the classes, each probability at least 1e-7.
 * regression: the logit itself, the transformed value over `scale`.
+* ranking: as far as it likes, if it is a number. Only the order within a list means something, and rows that are held one by one,
+  or all shrunk alike, lose it.
 
 Serving holds such a prediction at the limit; the learner leaves the list the shared tower, and learns from that.
 """
@@ -45,6 +47,8 @@ def far(plan: Plan, plain: F32, adapted: F32) -> Bools:
         return out
     out[~np.isfinite(adapted).all(1)] = True
     for part in plan.parts:
+        if part.kind == "ranking":
+            continue
         own = slice(part.at, part.at + part.width)
         change = _change(part, plain[:, own], adapted[:, own])
         size: F64 = np.ptp(change, axis=1) if part.kind == "multiclass" else np.abs(change[:, 0])
@@ -53,7 +57,7 @@ def far(plan: Plan, plain: F32, adapted: F32) -> Bools:
 
 
 def hold(plan: Plan, plain: F32, adapted: F32) -> F32:
-    """Finite predictions (n, outputs) at most `MOST_MOVED` away from the plain ones, in the same direction."""
+    """Finite predictions (n, outputs) at most `MOST_MOVED` from the plain ones, in the same direction; rankings as they are."""
     if plan.plain:
         return _held(Part("binary", 0, 1, log1p=False, scale=1.0), plain, adapted)
     own = [slice(part.at, part.at + part.width) for part in plan.parts]
@@ -62,6 +66,8 @@ def hold(plan: Plan, plain: F32, adapted: F32) -> F32:
 
 def _held(part: Part, plain: F32, adapted: F32) -> F32:
     """`hold` of one objective; what is near enough keeps its bytes."""
+    if part.kind == "ranking":
+        return adapted
     change = _change(part, plain, adapted)
     size = np.ptp(change, axis=1, keepdims=True) if part.kind == "multiclass" else np.abs(change)
     over = size > MOST_MOVED

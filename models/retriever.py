@@ -67,6 +67,7 @@ class Retriever(scorer.Scorer):
         known = items.known(self._side, arrays) if self._side else None
         self._stock = known.stock if known and settings.retrieval.loss == "softmax" else None
         self.refusal = _refusal(self._side, self._plan)
+        self._ranked = bool(self._plan.parts) and self._plan.parts[0].kind == "ranking"
         self.index = Index([], {}, {}, {})
         if self._side and known and not self.refusal:
             self.index = self._indexed(self._side, known)
@@ -96,7 +97,7 @@ class Retriever(scorer.Scorer):
         diverged = not bool(np.isfinite(logit).all())
         if diverged:
             logit, used = start, 0
-        elif used and (np.abs(logit - start) > limits.MOST_MOVED).any():
+        elif used and not self._ranked and (np.abs(logit - start) > limits.MOST_MOVED).any():
             diverged, logit = True, start + np.clip(logit - start, -limits.MOST_MOVED, limits.MOST_MOVED)
         logit[[self.index.place[key] for key in without if key in self.index.place]] = -np.inf
         best = _best(logit, k)

@@ -139,7 +139,7 @@ def test_the_loss_is_the_softmax_over_batch_and_queue_less_the_log_shares() -> N
 def test_adapting_finds_what_a_stranger_likes_whom_only_support_tells_of() -> None:
     # No user is shown often enough to have an embedding, so that all are strangers; items and genres are.
     settings = declared(embedding={"admit_after": 200}, meta={"inner_rate": 2.0})
-    trainer, world = trained(settings, 120)
+    trainer, world = trained(settings, 240)
     known = trainer.catalogue
     assert known is not None
     known.name({item + 200: str(item) for item in range(ITEMS)})
@@ -155,7 +155,7 @@ def test_adapting_finds_what_a_stranger_likes_whom_only_support_tells_of() -> No
             found = served.retrieve(retriever.Asked(row(0, 900 + user)[None], x, 5, own), 5)
             hits[name] += sum(int(item) % KINDS == user % KINDS for item in found.items)
     assert hits["plain"] == 5 * USERS // KINDS
-    assert hits["adapted"] > 1.5 * hits["plain"]
+    assert hits["adapted"] > 0.9 * 5 * USERS
 
 
 def test_a_minibatch_without_an_action_teaches_nothing_and_is_scored() -> None:

@@ -95,9 +95,7 @@ def test_an_inner_rate_that_moves_logits_too_far_is_clipped_and_counted(native: 
     assert b"thousandfold_diverged_adaptations_total 1.0" in counted.text()
 
 
-@pytest.mark.parametrize(
-    "objective", [{"kind": "multiclass", "classes": 3}, {"kind": "regression", "scale": 2.0}, {"kind": "ranking"}]
-)
+@pytest.mark.parametrize("objective", [{"kind": "multiclass", "classes": 3}, {"kind": "regression", "scale": 2.0}])
 def test_the_other_kinds_of_objectives_are_held_as_well(objective: dict[str, Any]) -> None:
     declared = (config.Objective(name="o", action="a", **objective),)
     settings = msgspec.structs.replace(minibatches.settings(meta={"inner_rate": 0.5}), objectives=declared)
