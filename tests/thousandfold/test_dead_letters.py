@@ -92,6 +92,21 @@ def test_show_of_an_offset_that_is_not_there_says_how_to_list(filled: Any) -> No
         run(filled.path, "show", "9")
 
 
+def test_where_nothing_is_to_be_read_the_consumer_is_sent_nowhere(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    class Watched(Consumer):
+        def assign(self, partitions: list[TopicPartition]) -> None:
+            sent.extend(at.offset for at in partitions)
+            super().assign(partitions)
+
+    monkeypatch.setattr(dead_letters, "Consumer", Watched)
+    assert list(dead_letters.read(filled.config, first=9)) == []
+    assert sent == []
+    assert len(list(dead_letters.read(filled.config, first=1))) == 2
+    assert sent == [1]
+
+
 def test_requeue_sends_the_original_key_and_bytes_to_where_they_came_from(filled: Any) -> None:
     output = run(filled.path, "requeue", "0", "1")
     assert "requeued 2" in output
