@@ -1,9 +1,9 @@
 """Models of one scenario, as experts side by side with a gate: the form in which a cross-domain model takes them over.
 
-A shared bottom is one expert, and so is PEPNet without its gates. An MMoE is its experts and its gate. PLE of one level (CGC,
-Tang et al. 2020, section 4.2) is all its experts, with a gate per objective that is closed for the experts of the others; the
-prior odds of the scenario's own are part of the gate's bias. PEPNet's gates multiply hidden layers by what they read, and a
-second level of PLE reads mixtures: neither is a mixture of experts of the input.
+A shared bottom is one expert, and so is PEPNet, which brings its gates along (`models.own_pepnet`). An MMoE is its experts and
+its gate. PLE of one level (CGC, Tang et al. 2020, section 4.2) is all its experts, with a gate per objective that is closed for
+the experts of the others; the prior odds of the scenario's own are part of the gate's bias. A second level of PLE reads
+mixtures: it is no mixture of experts of the input.
 """
 
 import math
@@ -65,11 +65,6 @@ def problem(settings: config.Config) -> str:
         return f'model.name: "{model.name}" cannot become an expert; allowed: {", ".join(NAMES)}'
     if model.name in BOTTOMS and len(model.hidden) == 1:
         return "model.hidden: the old model has no layer before its tower that could become an expert"
-    if model.name == "pepnet" and (model.use_epnet or model.use_ppnet):
-        return (
-            "model.use_epnet, model.use_ppnet: PEPNet's gates multiply layers by what they read, which no expert does; only one "
-            "without both can become an expert: train with use_epnet = false and use_ppnet = false, or another model"
-        )
     if model.name == "pepnet" and model.objective_towers and base.geometry(settings).objectives > 1:
         return "model.objective_towers: every objective of the old model has hidden layers of its own, which no expert has"
     if model.name == "ple" and model.levels > 1:
@@ -77,6 +72,12 @@ def problem(settings: config.Config) -> str:
     if model.own_rows:
         return "model.own_rows: the old model has own rows already; take the models that it was made of"
     return ""
+
+
+def gated(settings: config.Config) -> tuple[bool, bool]:
+    """Whether the model gates its embeddings, and its layers."""
+    model = settings.model
+    return model.name == "pepnet" and model.use_epnet, model.name == "pepnet" and model.use_ppnet
 
 
 def widths(settings: config.Config) -> tuple[int, ...]:
@@ -113,6 +114,18 @@ def side_by_side(donor: Donor) -> Experts:
     gate = given["gate.weight"] + donor.earned * given["own.gate.weight"][donor.slot]
     bias = given["gate.bias"] + donor.earned * given["own.gate.bias"][donor.slot]
     return Experts(stacked, biases, gate.view(inputs, objectives, many), bias.view(objectives, many))
+
+
+def gates(donor: Donor, gamma: float, width: int) -> dict[str, torch.Tensor]:
+    """PEPNet's gates under its names. Those that the model has not are 1, whatever their hidden layers of this width say."""
+    hidden, g = donor.settings.model.hidden, base.geometry(donor.settings)
+    shapes = {"epnet.out": (width, g.embedded)} | {f"ppnet.out{i}": (g.objectives, width, n) for i, n in enumerate(hidden)}
+    found = {name: view for name, view in donor.parameters.items() if name.startswith(("epnet.", "ppnet."))}
+    for name, shape in shapes.items():
+        if f"{name}.weight" not in found:
+            outputs = math.prod(shape) // width
+            found |= {f"{name}.weight": torch.zeros(shape), f"{name}.bias": torch.full((outputs,), -math.log(gamma - 1))}
+    return found
 
 
 def _ple(donor: Donor) -> Experts:

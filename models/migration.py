@@ -1,19 +1,20 @@
 """Models that served one scenario each become those scenarios' own experts in a cross-domain model, without loss (TRS, C4).
 
 Each old network (`models.donors`) becomes the own expert of its scenario's slot, which counts in full from the start and is
-closed to the shared experts (`models.trs`). Its tower becomes columns of the tower that nobody else reads: the scenario's own
-gates are 0 on the others' columns, and so is every gradient behind them, so that an adapted tower predicts as before too. Scales
-of the wide part are the scenario's own. Ids have a row for each scenario (`models.own_rows`); gains and the moments of numbers
-come along (`models.migrated_inputs`). So every scenario is predicted as before, and learns from there on with everybody else: the
-gradients of `own.open` and of the closed gates are not zero. Features that an old model did not know have weights of zero in its
-expert.
+closed to the shared experts (`models.trs`); PEPNet's gates become those of its scenario. Its tower becomes columns of the tower
+that nobody else reads: the scenario's own gates are 0 on the others' columns, and so is every gradient behind them, so that an
+adapted tower predicts as before too. Scales of the wide part are the scenario's own. Ids have a row for each scenario
+(`models.own_rows`); gains and the moments of numbers come along (`models.migrated_inputs`). So every scenario is predicted as
+before, and learns from there on with everybody else: the gradients of `own.open` and of the closed gates are not zero. Features
+that an old model did not know have weights of zero in its expert.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from models import base, donors, migrated_inputs, parts, registry
+from models import base, donors, migrated_inputs, parts, pepnet, registry
 from models.meta import registry as meta
 from state import config
 
@@ -48,6 +49,7 @@ def refuse(given: Sequence[tuple[config.Config, str]], new: config.Config) -> No
         if found := donors.problem(old):
             raise config.ConfigError(f"{found} (scenario {scenario})")
         _refuse_features(old, new)
+        _refuse_gates(old, new)
         _refuse_shapes(old, new)
     _refuse_together([old for old, _ in given], new)
 
@@ -83,6 +85,28 @@ def _refuse_shapes(old: config.Config, new: config.Config) -> None:
         raise config.ConfigError(
             f"model.own_experts: is {new.model.own_experts}, must be at least {donors.group(old)}, the experts of an old model"
         )
+
+
+def _refuse_gates(old: config.Config, new: config.Config) -> None:
+    """What gates of the old model, or their absence, ask of the new one."""
+    gated, model = donors.gated(old), new.model
+    if any(gated) and not model.own_gates:
+        raise config.ConfigError("model.own_gates: is False, must be True: the old model is a PEPNet with gates")
+    if not model.own_gates:
+        return
+    if donors.group(old) > 1:
+        raise config.ConfigError(
+            f"model.own_gates: is True, must be False: the old model is {donors.group(old)} experts with a gate over them, "
+            "which cannot be merged with a PEPNet that has gates of its own"
+        )
+    if not all(gated) and model.gamma <= 1:
+        raise config.ConfigError(
+            f"model.gamma: is {model.gamma}, must be above 1: the old model lacks gates, and theirs must be 1"
+        )
+    for name in ("gamma", "gate_hidden", *(("personal_features",) if gated[1] else ())):
+        own, must = getattr(model, name), getattr(old.model, name)
+        if any(gated) and own != must:
+            raise config.ConfigError(f"model.{name}: is {own}, must be {must} as in the old model")
 
 
 def _refuse_together(given: Sequence[config.Config], new: config.Config) -> None:
@@ -129,6 +153,8 @@ def _dense(given: Sequence[donors.Donor], new: config.Config) -> torch.Tensor:
         at += width
         views["own.open"][slot] = -1
         _expert(donor, new, views, slot)
+        if new.model.own_gates:
+            _gates(donor, new, views, slot, slice(at - width, at))
     return flat
 
 
@@ -184,3 +210,27 @@ def _expert(donor: donors.Donor, new: config.Config, views: dict[str, torch.Tens
         gate[inputs] = found.gate[..., place].flatten(1)
         shared_by = torch.bincount(place)[place].log()
         views["inner.own.0.bias"].view(-1, len(found.bias), group)[slot] = found.bias[:, place] - shared_by
+
+
+def _gates(donor: donors.Donor, new: config.Config, views: dict[str, torch.Tensor], slot: int, columns: slice) -> None:
+    """Fill the gates of a slot: of the tower's its own columns count; layers before gates that are 1 stay as they were drawn."""
+    given, last = donors.gates(donor, new.model.gamma, new.model.gate_hidden), len(donor.settings.model.hidden) - 1
+    before, after = base.geometry(donor.settings), base.geometry(new)
+    inputs = parts.columns(after, (*before.categories, *before.numbers)).tolist()
+    personal = range(after.dense, after.dense + len(pepnet.spans(after, new.model.personal_features)) * after.width)
+    everything = slice(None)
+    places: dict[str, tuple[Any, slice]] = {
+        "epnet.in": (inputs, everything),
+        "epnet.out": (everything, slice(before.embedded)),
+        "ppnet.in": ([*inputs, *personal], everything),
+    }
+    places |= {f"ppnet.out{i}": (everything, columns if i == last else everything) for i in range(last + 1)}
+    for name, (rows, outputs) in places.items():
+        if f"{name}.weight" not in given:
+            continue
+        weight, bias = views[f"{name}.own.weight"], views[f"{name}.own.bias"]
+        stack = len(weight) // (new.scenarios.slots + 1)
+        mine = slice(slot * stack, slot * stack + stack)
+        own, own_bias = weight[mine].zero_(), bias.view(len(weight), -1)[mine].zero_()
+        own[:, rows, outputs] = given[f"{name}.weight"].view(stack, *given[f"{name}.weight"].shape[-2:])
+        own_bias[:, outputs] = given[f"{name}.bias"].view(stack, -1)

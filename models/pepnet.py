@@ -24,8 +24,8 @@ class PEPNet:
         self.geometry = base.geometry(settings)
         self.model = settings.model
         self.objectives = self.geometry.objectives
-        self.scenario = [self.geometry.span(n) for n in self.model.scenario_features if n in self.geometry.categories]
-        self.personal = [self.geometry.span(n) for n in self.model.personal_features if n in self.geometry.categories]
+        self.scenario = spans(self.geometry, self.model.scenario_features)
+        self.personal = spans(self.geometry, self.model.personal_features)
         self.inputs = self.geometry.dense
         self.wide = wide.plan(settings)
         names = [*(f"hidden{i}" for i in range(len(self.model.hidden) - 1)), "tower"]
@@ -119,7 +119,7 @@ class PEPNet:
 
     def _embedding_gate(self, parameters: base.Parameters, embedded: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """(n, C x E)"""
-        seen = torch.cat([_without_gradient(embedded, self.scenario) if self.model.stop_gradient else embedded, numbers], 1)
+        seen = torch.cat([without_gradient(embedded, self.scenario) if self.model.stop_gradient else embedded, numbers], 1)
         hidden = torch.relu(torch.addmm(parameters["epnet.in.bias"], seen, parameters["epnet.in.weight"]))
         return self.model.gamma * torch.sigmoid(torch.addmm(parameters["epnet.out.bias"], hidden, parameters["epnet.out.weight"]))
 
@@ -143,7 +143,12 @@ def _layer(name: str, inputs: int, outputs: int) -> base.Shapes:
     return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
-def _without_gradient(x: torch.Tensor, keep: list[slice]) -> torch.Tensor:
+def spans(geometry: base.Geometry, names: tuple[str, ...]) -> list[slice]:
+    """Columns of the embeddings of those of these features that are categories."""
+    return [geometry.span(name) for name in names if name in geometry.categories]
+
+
+def without_gradient(x: torch.Tensor, keep: list[slice]) -> torch.Tensor:
     """`x` detached but for the columns `keep`."""
     parts, at = [], 0
     for span in sorted(keep, key=lambda s: int(s.start)):

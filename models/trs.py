@@ -2,16 +2,17 @@
 
 Features that scenarios have in common are categories that all of them fill, and share an embedding space; a scenario's own
 features are categories that only it fills, and are absent, so zero, elsewhere. Every row passes the shared experts, which read
-`model.common_features`, and its scenario's own expert, which reads everything: one network, or with `model.own_experts` above 1
-a group with a gate of its own (an MMoE). The fusing gate is a scenario's and objective's. Its own share has prior odds of what
-the scenario has earned; what is left to the shared experts is scaled by 1 + `own.open`, zero for a scenario that was migrated
-from a model of its own (`models.migration`), which so predicts as before and opens itself as far as that pays. On top stands a
-tower per objective, with `model.star_tower` one that scenarios scale. A scenario also has scales of its own for the wide part.
+`model.common_features`, and its scenario's own expert, which reads everything: one network, with `model.own_experts` above 1 a
+group with a gate of its own (an MMoE), or with `model.own_gates` a PEPNet (`models.own_pepnet`). The fusing gate is a
+scenario's and objective's. Its own share has prior odds of what the scenario has earned; what is left to the shared experts is
+scaled by 1 + `own.open`, zero for a scenario that was migrated from a model of its own (`models.migration`), which so predicts
+as before and opens itself as far as that pays. On top stands a tower per objective, with `model.star_tower` one that scenarios
+scale. A scenario also has scales of its own for the wide part.
 """
 
 import torch
 
-from models import base, experts, parts
+from models import base, experts, own_pepnet, parts
 from state import config
 
 
@@ -30,7 +31,9 @@ class TRS(parts.Network):
         self.depth = len(own) - 1
         self.head = parts.Head(settings, own[-1], own=model.own_towers or model.star_tower, star=model.star_tower, scaled=True)
         slots = self.head.slots
-        self.shapes = parts.stacked("expert", self.shared, shared) | experts.own_shapes("expert.own", slots, self.group, own)
+        self.gated = own_pepnet.Expert(settings, slots, own) if model.own_gates else None
+        mine = self.gated.shapes() if self.gated else experts.own_shapes("expert.own", slots, self.group, own)
+        self.shapes = parts.stacked("expert", self.shared, shared) | mine
         if self.group > 1:
             self.shapes |= experts.own_shapes("inner.own", slots, 1, (own[0], self.objectives * self.group))
         self.shapes |= experts.gate_shapes("gate", slots, own[0], self.objectives * (self.shared + 1))
@@ -44,15 +47,21 @@ class TRS(parts.Network):
         return flat
 
     def inspect(self, parameters: base.Parameters, inputs: base.Inputs) -> dict[str, torch.Tensor]:
-        """`gate`: shares (n, O, shared experts + 1), the scenario's own expert last."""
-        return {"gate": self._shares(parameters, inputs)}
+        """`gate`: shares (n, O, shared experts + 1), the scenario's own expert last; with own gates those as well."""
+        found = self.gated.factors(parameters, inputs) if self.gated else {}
+        return {"gate": self._shares(parameters, inputs)} | found
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
         """Shared and own experts, fused, and what scenarios own of the tower."""
         shared = parts.side_by_side(parameters, "expert", inputs.x[:, self.common], self.depth).transpose(0, 1)
         shares = self._shares(parameters, inputs)
-        hidden = torch.bmm(shares[..., :-1], shared) + shares[..., -1:] * self._own(parameters, inputs)
-        return self.head.meta(parameters, hidden, inputs)
+        share = shares[..., -1:]
+        if not self.gated:
+            hidden = torch.bmm(shares[..., :-1], shared) + share * self._own(parameters, inputs)
+            return self.head.meta(parameters, hidden, inputs)
+        own, gate = self.gated.forward(parameters, inputs)
+        meta = self.head.meta(parameters, torch.bmm(shares[..., :-1], shared) + share * own, inputs)
+        return meta._replace(gate=meta.gate * (1 + share * (gate - 1)))
 
     def _own(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
         """Output (n, O or 1, H) of the own expert of each row's scenario."""

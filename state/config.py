@@ -262,6 +262,13 @@ class Model(spec.Section, frozen=True):
             "level, and as many for each objective)",
         ),
     ] = 1
+    own_gates: Annotated[
+        bool,
+        Meta(
+            description="the expert that a scenario has of its own is a PEPNet, with gates on its embeddings, its layers and the "
+            "tower (trs, of one own expert)"
+        ),
+    ] = False
     expert_hidden: Annotated[
         tuple[Annotated[int, Meta(ge=1)], ...],
         Meta(description="widths of an expert's layers; empty: the hidden layers before the last, at least one"),

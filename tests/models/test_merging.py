@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from learner import step
 from models import base, donors, migrated_inputs, migration, moments, own_rows, scorer
@@ -187,3 +188,29 @@ def test_own_rows_that_cannot_be_are_refused(model: str, embedding: str, said: s
     text = minibatches.TEXT.replace("[model]", f"[model]\n{model}").replace("[embedding]", f"[embedding]\n{embedding}")
     with pytest.raises(config.ConfigError, match=said):
         config.parse(text)
+
+
+def test_gated_models_and_models_without_gates_are_merged_into_one_with_gates() -> None:
+    before = []
+    for i, (name, model) in enumerate(zip(NAMES, ("pepnet", "shared_bottom", "pepnet"), strict=True)):
+        declared = one.replaced(one.settings(2, wider=False, name=model), learner={"seed": i}, optimizer={"dense_rate": 0.02})
+        before.append(step.Trainer(declared))
+        for seed in range(6):
+            assert not before[i].step(rows(declared, 100 * i + seed, name), seed).skipped
+    after = merged(before, own_experts=1, own_gates=True)
+    for i, (name, trainer) in enumerate(zip(NAMES, before, strict=True)):
+        batch = rows(trainer.settings, 990 + i, name)
+        was, now = trainer.score(batch), after.score(one.widened(batch))
+        assert now.unadapted == pytest.approx(was.unadapted, abs=1e-6)
+        assert now.adapted == pytest.approx(was.adapted, abs=1e-6)
+    start = {name: view.clone() for name, view in gates(after).items()}
+    for seed in range(6):
+        assert not after.step(one.widened(rows(before[0].settings, seed, NAMES[seed % 3])), 100 + seed).skipped
+    for name, now in gates(after).items():
+        assert (now != start[name]).view(5, -1).any(1).tolist() == [False, True, True, True, False], name
+
+
+def gates(trainer: step.Trainer) -> dict[str, Any]:
+    """What the gates end in, slot by slot."""
+    views = base.views(torch.from_numpy(trainer.dense), trainer.model.shapes)
+    return {name: view for name, view in views.items() if "net.out" in name and name.endswith("weight")}

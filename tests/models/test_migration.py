@@ -40,7 +40,11 @@ DONORS: dict[str, dict[str, Any]] = {
     "mixture in a larger group": {"name": "mmoe", "experts": 3, "own_experts": 5},
     "one level of PLE": {"name": "ple", "experts": 2, "own_experts": 2, "levels": 1},
     "PEPNet without gates": {"name": "pepnet", "use_epnet": False, "use_ppnet": False},
+    "PEPNet": {"name": "pepnet"},
+    "PEPNet of the embeddings only": {"name": "pepnet", "use_ppnet": False},
+    "PEPNet of the layers only": {"name": "pepnet", "use_epnet": False},
 }
+GATED = {"PEPNet", "PEPNet of the embeddings only", "PEPNet of the layers only"}
 EXPERTS = {"mixture": 3, "mixture in a larger group": 5, "one level of PLE": 8}
 
 
@@ -55,6 +59,7 @@ def settings(objectives: int, wider: bool, **model: Any) -> config.Config:
 def pair(donor: str, objectives: int = 2, **changes: Any) -> tuple[config.Config, config.Config]:
     model = DONORS[donor]
     wanted = {"name": "trs", "own_experts": EXPERTS.get(donor, 1), "wide": model.get("wide", "product")}
+    wanted |= {"own_gates": donor in GATED}
     wanted |= {"objective_towers": model.get("objective_towers", False)} | changes
     return settings(objectives, wider=False, **model), settings(objectives, wider=True, **wanted)
 
@@ -190,7 +195,11 @@ def test_what_does_not_fit_is_refused_with_what_must_be(changes: dict[str, Any],
     ("name", "changes", "said"),
     [
         ("mixture", {"experts": 4}, r"model\.own_experts: is 3, must be at least 4"),
-        ("PEPNet without gates", {"use_epnet": True}, r"PEPNet's gates multiply .* train with use_epnet = false"),
+        ("PEPNet without gates", {"use_epnet": True}, r"own_gates: is False, must be True: the old model is a PEPNet with gates"),
+        ("PEPNet", {"name": "mmoe"}, r"own_gates: is True, must be False: the old model is 4 experts"),
+        ("PEPNet", {"gamma": 3.0}, r"model\.gamma: is 2\.0, must be 3\.0"),
+        ("PEPNet", {"gate_hidden": 8}, r"model\.gate_hidden: is 32, must be 8"),
+        ("PEPNet", {"personal_features": ("user",)}, r"model\.personal_features: is .*, must be \('user',\)"),
         ("one level of PLE", {"levels": 2}, r"model\.levels: is 2, must be 1: a second level reads what the first one mixed"),
         ("shared bottom", {"name": "star"}, r'"star" cannot become an expert; allowed: mmoe, pepnet, ple, shared_bottom'),
         ("shared bottom", {"hidden": (8,)}, "no layer before its tower"),

@@ -22,15 +22,18 @@ FORMS: dict[str, dict[str, Any]] = {
     "factorisation machine": {"wide": "fm"},
     "gradients not stopped": {"stop_gradient": False},
     "moments by scenario": {"moments": "scenario"},
+    "own experts with gates": {"own_gates": True},
 }
 ELSEWHERE = {"usual", "deep", "shallow"}
 """Forms of the models that share their ends with the two that take every form."""
+GATED = "own experts with gates"
+FORMS_OF = {"pepnet": {*FORMS} - {GATED}, "shared_bottom": {*FORMS} - {GATED}, "trs": ELSEWHERE | {GATED}}
 COMBINED = [
     (name, form, objectives)
     for name in sorted(registry.MODELS)
     for form in sorted(FORMS)
     for objectives in (1, 2)
-    if name == "pepnet" or ((name == "shared_bottom" or form in ELSEWHERE) and (objectives == 2 or form == "usual"))
+    if form in FORMS_OF.get(name, ELSEWHERE) and (name == "pepnet" or objectives == 2 or form == "usual")
 ]
 pytestmark = pytest.mark.parametrize(("name", "form", "objectives"), COMBINED)
 

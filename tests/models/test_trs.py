@@ -151,3 +151,32 @@ def test_a_star_tower_multiplies_the_shared_one_and_starts_as_it() -> None:
     own_bias = inputs.earned.view(-1, 1, 1) * parameters["own.tower.bias"][inputs.slot]
     assert torch.allclose(meta.hidden @ parameters["tower.weight"] + meta.shift, expected + own_bias, atol=1e-4)
     assert "own.tower.weight" not in networks.drawn("trs", own_towers=False)[0].shapes
+
+
+def test_with_gates_the_own_expert_equals_the_pepnet_of_each_rows_slot() -> None:
+    network, p, inputs = networks.drawn("trs", own_gates=True, own_towers=False, hidden=(12, 10, 8), wide="off")
+    single, _, _ = networks.drawn("pepnet", hidden=(12, 10, 8), wide="off")
+    found, shares = network.trunk(p, inputs), network.inspect(p, inputs)["gate"]
+    hidden, gate = network.gated.forward(p, inputs)
+    for slot in range(4):
+        mine = base.Inputs(*(part[inputs.slot == slot] for part in inputs))
+        taken = {name: view for name, view in p.items() if name in single.shapes}
+        for name, shape in single.shapes.items():
+            own = {"hidden0": "expert.own.0", "hidden1": "expert.own.1"}.get(name.split(".")[0], name.rpartition(".")[0] + ".own")
+            if name not in taken:
+                taken[name] = p[f"{own}.{name.rpartition('.')[2]}"].view(4, *shape)[slot]
+        expected = single.trunk(taken, mine)
+        assert torch.allclose(hidden[inputs.slot == slot], expected.hidden, atol=1e-4)
+        assert torch.allclose(gate[inputs.slot == slot], expected.gate, atol=1e-5)
+    assert torch.allclose(found.gate, 1 + shares[..., -1:] * (gate - 1))
+
+
+def test_gates_are_learned_by_rows_of_their_own_scenario_only() -> None:
+    network, parameters, inputs = networks.drawn("trs", own_gates=True)
+    assert set(map(tuple, networks.touched(network, parameters, inputs, 1).values())) == {(1,)}
+    assert not any(networks.touched(network, parameters, inputs, 0).values())
+
+
+def test_a_group_of_own_experts_with_gates_is_refused() -> None:
+    with pytest.raises(config.ConfigError, match=r"own_experts: is 2, must be 1 with model\.own_gates"):
+        networks.drawn("trs", own_experts=2, own_gates=True)
