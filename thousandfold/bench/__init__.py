@@ -26,7 +26,7 @@ BENCHES = {
     "system": "time to the first metric, freshness and memory of the whole system",
     "all": "every benchmark, in one report",
 }
-MODULES = {"all": "every", "cold": "cold_start", "cold-items": "cold_items"}
+MODULES = {"all": "every", "cold": "cold_start", "cold-items": "cold_items", "retrieval": "retrieval_command"}
 
 
 def module(name: str) -> ModuleType:

@@ -4,23 +4,15 @@ Every batch of actions is searched for before it is learned from, each action wi
 that the user was shown before are left out for everybody; one that nobody was shown before the batch cannot be found.
 """
 
-import math
-import pathlib
-import sys
 import time
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from learner import retrieval as learner
 from state import config as configuration
-from thousandfold import specs
-from thousandfold.bench import logs, protocol, quality, report
+from thousandfold.bench import protocol
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -28,9 +20,6 @@ I64 = npt.NDArray[np.int64]
 RECENT = 10_000
 """Actions that the recent popularity counts."""
 NEVER = 10**9
-HISTORY = {"0": (0, 1), "1-4": (1, 5), "5-16": (5, 17), "17+": (17, NEVER)}
-FIGURES = ("recall@10", "recall@50", "ndcg@10")
-WIDTH = 130
 
 
 class Options(NamedTuple):
@@ -53,10 +42,13 @@ class Log(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """By method the rank (P,) of what was acted on, from 0, of those that were measured, and how many actions the user had."""
+    """By method the rank (P,) of what was acted on, from 0, of those that were measured; how many actions the user had before;
+    and their rows in the log.
+    """
 
     of: dict[str, I64]
     history: I64
+    row: I64
     seconds: float
 
 
@@ -153,7 +145,7 @@ def measure(config: configuration.Config, log: Log, options: Options, tell: prot
         if tell is not None:
             tell(min(at + options.batch, len(log.acted)), len(log.acted))
     of = {name: np.concatenate(parts) for name, parts in found.items()}
-    return Ranks(of, np.array(history, np.int64), time.monotonic() - began)
+    return Ranks(of, np.array(history, np.int64), log.acted, time.monotonic() - began)
 
 
 def _searched(
@@ -169,66 +161,3 @@ def _searched(
     for name, count in (("popular", shelf.total), ("recently popular", shelf.recent)):
         score[name] = np.broadcast_to(np.where(there, count, -np.inf), (len(batch), len(there)))
     return {name: rank(score[name], wanted, hidden) for name in score}
-
-
-def figures(ranks: I64) -> tuple[float, float, float]:
-    """Recall at 10 and 50, and NDCG at 10, of one wanted item each."""
-    if not len(ranks):
-        return math.nan, math.nan, math.nan
-    gain = np.where(ranks < 10, 1 / np.log2(ranks.clip(max=10) + 2.0), 0.0)
-    return float((ranks < 10).mean()), float((ranks < 50).mean()), float(gain.mean())
-
-
-def table(measured: dict[str, Ranks], skip: int) -> tuple[Table, list[report.Row]]:
-    """Figures of the actions after the first `skip`, overall and by what the user had done before; the overall ones as rows."""
-    shown, rows = Table(title="what a user acts on next, among all items met so far"), []
-    for head in ("method", "history", "actions", *FIGURES):
-        shown.add_column(head, justify="left" if head in {"method", "history"} else "right")
-    for variant, ranks in measured.items():
-        history = ranks.history[skip:]
-        for name, of in ranks.of.items():
-            if not name.startswith(("adapted", "unadapted")) and variant != next(iter(measured)):
-                continue
-            label = f"{variant}, {name}" if name in {"adapted", "unadapted"} else name
-            every = figures(of[skip:])
-            shown.add_row(label, "all", f"{len(history):,}", *(f"{value:.4f}" for value in every))
-            rows += [report.row(f"retrieval/{label}/{f}", v, "share") for f, v in zip(FIGURES, every, strict=True)]
-            for bucket, (low, high) in HISTORY.items():
-                inside = (history >= low) & (history < high)
-                shown.add_row("", bucket, f"{inside.sum():,}", *(f"{value:.4f}" for value in figures(of[skip:][inside])))
-    return shown, rows
-
-
-app = typer.Typer()
-
-
-@app.command()
-def retrieval(
-    data: Annotated[str, typer.Option(help="ml1m, simulate, or a Parquet file of shown rows")] = "ml1m",
-    spec: Annotated[pathlib.Path | None, typer.Option(help="a configuration of your own, with --data")] = None,
-    limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
-    burn_in: Annotated[float, typer.Option(min=0, max=0.9, help="share of the actions that no figure counts")] = 0.2,
-    without: Annotated[bool, typer.Option("--without", help="train without the meta loss as well, and adapt that")] = False,
-    report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
-) -> None:
-    """Recall and NDCG of the next action, searched before it is learned, adapted and not, against popularity."""
-    config = configuration.load(spec or specs.path("ml1m_retrieval"))
-    if config.model.name != "two_tower":
-        raise configuration.ConfigError(f'model.name: "{config.model.name}" has no vectors to search; use "two_tower"')
-    if spec is None and data != "ml1m":
-        raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
-    progress = quality.Progress()
-    log = log_of(
-        protocol.prepare(config, quality.open_log(config, data, None, limit), protocol.Lag(), progress.stage("features"))
-    )
-    measured = {"two_tower": measure(config, log, Options(), progress.stage("two_tower"))}
-    if without:
-        alone = msgspec.structs.replace(config, meta=msgspec.structs.replace(config.meta, weight=0.0))
-        measured["two_tower without meta loss"] = measure(alone, log, Options(), progress.stage("without meta loss"))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    shown, rows = table(measured, int(burn_in * len(log.acted)))
-    console.print(shown)
-    for name, ranks in measured.items():
-        console.print(f"{name}: {len(ranks.history) / max(ranks.seconds, 1e-9):,.0f} actions/s searched and learned")
-    if report_file is not None:
-        report.write(report_file, rows)
