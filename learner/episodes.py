@@ -14,6 +14,8 @@ I64 = npt.NDArray[np.int64]
 LIST_COLUMNS = {"request": "<u8", "user": "<u8", "scenario": "<u8", "task": "<u8", "ts": "<i8", "version": "<i4"}
 COUNTS = {"n_items": "<i4", "n_support": "<i4"}
 ROW_COLUMNS = ("ids", "x", "label", "weight")
+PROPENSITY = "propensity"
+"""Column of rows in messages of which somebody said how likely items were to be shown where they were; NaN: not known."""
 SUPPORT_COLUMNS = ("s_ids", "s_x", "s_label", "s_ts")
 
 
@@ -132,6 +134,8 @@ def _check_shapes(packed: Columns, layout: Layout) -> None:
         ("s_ts", "<i8", (support,)),
     ):
         _expect(packed, name, dtype, shape)
+    if PROPENSITY in packed:
+        _expect(packed, PROPENSITY, "<f4", (rows,))
 
 
 def _expect(packed: Columns, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -148,6 +152,9 @@ def _check_values(packed: Columns) -> None:
             raise Refused(plan.MALFORMED, f"column `{name}` holds an infinite number")
     if not (np.isfinite(packed["weight"]) & (packed["weight"] >= 0)).all():
         raise Refused(plan.MALFORMED, "column `weight` holds a value that is negative or not finite")
+    said = packed.get(PROPENSITY, np.zeros(0, np.float32))
+    if ((said <= 0) | (said > 1)).any():
+        raise Refused(plan.MALFORMED, "column `propensity` holds a value that is not above 0 and at most 1")
 
 
 def _check_times(packed: Columns) -> None:
@@ -194,6 +201,8 @@ def merge(decoded: Sequence[tuple[Columns, Names]], layout: Layout) -> Lists:
         return Lists(_empty(layout), np.zeros(0, np.int64), np.zeros(0, np.int64), {})
     names = (*LIST_COLUMNS, *COUNTS, *ROW_COLUMNS, *SUPPORT_COLUMNS)
     merged = {name: np.concatenate([packed[name] for packed, _ in decoded]) for name in names}
+    if any(PROPENSITY in packed for packed, _ in decoded):
+        merged[PROPENSITY] = np.concatenate([_propensity(packed) for packed, _ in decoded])
     lengths = [len(packed["request"]) for packed, _ in decoded]
     names_of = Names({}, {})
     for _, found in decoded:
@@ -201,6 +210,10 @@ def merge(decoded: Sequence[tuple[Columns, Names]], layout: Layout) -> Lists:
             known.update(more)
     index = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
     return Lists(merged, np.repeat(np.arange(len(lengths)), lengths), index, *names_of)
+
+
+def _propensity(packed: Columns) -> npt.NDArray[np.float32]:
+    return packed.get(PROPENSITY, np.full(len(packed["ids"]), np.nan, np.float32))
 
 
 def _empty(layout: Layout) -> Columns:
@@ -218,7 +231,7 @@ def keep(lists: Lists, wanted: npt.NDArray[np.bool_]) -> Lists:
     old = lists.columns
     rows, support = np.repeat(wanted, old["n_items"]), np.repeat(wanted, old["n_support"])
     masks: dict[str, npt.NDArray[Any]] = dict.fromkeys(LIST_COLUMNS | COUNTS, wanted)
-    masks |= dict.fromkeys(ROW_COLUMNS, rows) | dict.fromkeys(SUPPORT_COLUMNS, support)
+    masks |= dict.fromkeys((*ROW_COLUMNS, PROPENSITY), rows) | dict.fromkeys(SUPPORT_COLUMNS, support)
     kept = {name: array[masks[name]] for name, array in old.items()}
     return Lists(kept, lists.source[wanted], lists.place[wanted], lists.scenarios, lists.items)
 
@@ -238,9 +251,34 @@ def cut(n_items: npt.NDArray[Any], budget: int) -> list[tuple[int, int]]:
     return bounds
 
 
-def minibatches(lists: Lists, budget: int) -> Iterator[Minibatch]:
-    """The minibatches of a fetch, as views of its columns."""
+def importance(propensity: npt.NDArray[np.float32], clip: float) -> npt.NDArray[np.float32]:
+    """(n,) what the losses of rows are multiplied by: min(1 / propensity, clip), and 1 where the propensity is not known (NaN).
+
+    With 1 / propensity a loss is, in expectation over what the exploration draws, the loss of every row that could have been
+    shown (Schnabel et al. 2016, "Recommendations as Treatments", section 4); the clip bounds its variance and biases it towards
+    what is shown often (truncated importance sampling, Ionides 2008). Not normalised by the sum of the weights.
+
+    >>> importance(np.array([0.5, 0.01, 1.0, np.nan], np.float32), 20.0).tolist()
+    [2.0, 20.0, 1.0, 1.0]
+    """
+    return np.where(np.isnan(propensity), np.float32(1), np.minimum(np.float32(1) / propensity, np.float32(clip)))
+
+
+def propensities(lists: Lists, clip: float) -> dict[str, int]:
+    """How many rows have a known propensity, by what is done with it: `weighted` and of these `clipped`, or `unused`."""
+    said = lists.columns.get(PROPENSITY)
+    if said is None:
+        return {}
+    known = said[~np.isnan(said)]
+    if not clip:
+        return {"unused": len(known)}
+    return {"weighted": len(known), "clipped": int((known < np.float32(1) / np.float32(clip)).sum())}
+
+
+def minibatches(lists: Lists, budget: int, clip: float = 0.0) -> Iterator[Minibatch]:
+    """The minibatches of a fetch, as views of its columns; with a `clip` above 0 rows weigh by `importance`."""
     c = lists.columns
+    factors = {"importance": importance(c[PROPENSITY], clip)} if clip and PROPENSITY in c else {}
     row_ends = np.concatenate([[0], np.cumsum(c["n_items"], dtype=np.int64)])
     support_ends = np.concatenate([[0], np.cumsum(c["n_support"], dtype=np.int64)])
     for first, last in cut(c["n_items"], budget):
@@ -249,4 +287,5 @@ def minibatches(lists: Lists, budget: int) -> Iterator[Minibatch]:
         part = {name: c[name][first:last] for name in ("scenario", *COUNTS)}
         part |= {name: c[name][start:stop] for name in ROW_COLUMNS}
         part |= {name: c[name][low:high] for name in SUPPORT_COLUMNS}
+        part |= {name: array[start:stop] for name, array in factors.items()}
         yield Minibatch(base.batch(part), first, last, start, stop, int(c["ts"][first:last].max()))

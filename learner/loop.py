@@ -224,7 +224,9 @@ class Loop:
         skipped += [_skip(usable, lists, i, plan.DUPLICATE) for i in places.tolist()]
         self.counts.duplicates += len(places)
         kept = episodes.keep(lists, fresh)
-        steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step))
+        clip = self._settings.learner.propensity_clip
+        steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step, clip))
+        self.counts.propensities.update(episodes.propensities(kept, clip))
         self._spent("decode")
         decided = self.policy.differing(self.trainer.modes.granted)
         self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters, switches, decided)

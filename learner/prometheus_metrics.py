@@ -115,6 +115,7 @@ def _counters(report: Report) -> Iterable[Metric]:
     for name, help_text, label, found in (
         ("rows", "Rows scored and measured", "scenario", report.rows),
         ("skipped_steps", "Steps that a guard refused", "reason", counts.skipped_steps),
+        ("propensity_rows", "Rows with a logged propensity: weighted by it, clipped, or unused", "use", counts.propensities),
         ("drift", "Changes of the logloss that ADWIN found", "scenario", counts.drift),
         ("loop_seconds", "Seconds of the loop, by stage", "stage", counts.seconds),
         ("duplicates", "Lists skipped because they were trained already", "stage", {"learner": counts.duplicates}),

@@ -29,6 +29,8 @@ class Counts:
     drift: Counter[str] = dataclasses.field(default_factory=Counter)
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     """Time spent, by stage of the loop."""
+    propensities: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Rows of which the propensity is known: those `weighted` by it, and of these the `clipped`; else `unused`."""
     diverged: int = 0
     """Lists whose adaptation diverged; they kept the shared tower."""
     support_rows: int = 0

@@ -120,7 +120,7 @@ class Trainer:
             self.cold.start(self.table, rows, x, slot)
         work = self._work(batch, rows, x, slot, learn=True)._replace(rivals=rivals)
         done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
-        skipped = self._descend(done, rows, x[:own], work, self._row_weights(batch, work)[:own])
+        skipped = self._descend(done, rows, x[:own], work, self._row_weights(batch)[:own])
         if self.cold and not skipped:
             self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
         if self.catalogue:
@@ -189,10 +189,10 @@ class Trainer:
         parameters = base.views(torch.from_numpy(self.dense), self.shapes)
         return cold_items.Network(self.model, parameters, self.table, self.gains, self.slots)
 
-    def _row_weights(self, batch: base.Batch, work: passes.Work) -> F64:
+    def _row_weights(self, batch: base.Batch) -> F64:
         sampling = self.settings.scenarios.negative_sampling
         scenario = np.repeat(batch.scenario, batch.n_items) if sampling else batch.scenario
-        return moments.row_weights(work.label, work.weight, scenario, sampling)
+        return moments.row_weights(plain(batch.label), plain(batch.weight), scenario, sampling)
 
     def _slots(self, ids: base.U64, admit: bool = False) -> I64:
         if self._scenario < 0:
@@ -215,7 +215,7 @@ class Trainer:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])
         return passes.Work(
-            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), plain(batch.weight),
+            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), _loss_weight(batch),
             plain(np.asarray(batch.n_items, np.int64)), codes, entered.found, entered.s_label,
         )  # fmt: skip
 
@@ -290,3 +290,12 @@ class Trainer:
         """Those of these scenarios (hashes) that found all slots taken."""
         full = self._scenario >= 0 and self.slots.room.used == self.slots.room.slots
         return scenarios[~np.isin(scenarios, self.slots.keys)] if full else scenarios[:0]
+
+
+def _loss_weight(batch: base.Batch) -> F32:
+    """(R, O) weights of the rows' losses: rows beyond `importance` (those that retrieval adds) have their own."""
+    if not len(batch.importance):
+        return plain(batch.weight)
+    out = np.array(batch.weight, np.float32)
+    out[: len(batch.importance)] *= batch.importance[:, None]
+    return out

@@ -21,6 +21,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 NO_TIMES: I64 = np.zeros(0, np.int64)
+NO_FACTORS: F32 = np.zeros(0, np.float32)
 Shapes = dict[str, tuple[int, ...]]
 Parameters = Mapping[str, torch.Tensor]
 SEQUENTIAL = frozenset({"dupn"})
@@ -50,11 +51,13 @@ class Batch(NamedTuple):
     s_label: F32
     s_ts: I64 = NO_TIMES
     """(S,) impression times of the support rows in ms; empty: not known, so that none is older than another."""
+    importance: F32 = NO_FACTORS
+    """(R,) what the loss of each row is multiplied by, beside its weight, which is that of the row in traffic; empty: 1."""
 
 
 def batch(packed: columns.Columns) -> Batch:
     """The learner's part of an `episodes` record, without a copy."""
-    return Batch(*(packed[name] for name in Batch._fields if name in packed))
+    return Batch(**{name: packed[name] for name in Batch._fields if name in packed})
 
 
 class Support(NamedTuple):

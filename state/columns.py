@@ -43,6 +43,11 @@ def pack(columns: Columns, **head: object) -> bytes:
     return b"".join(parts)
 
 
+def known(optional: Columns) -> Columns:
+    """Those of some columns of floats that are not NaN throughout: a column that says nothing is not sent."""
+    return {name: array for name, array in optional.items() if not np.isnan(array).all()}
+
+
 def unpack(buffer: bytes) -> tuple[dict[str, Any], Columns]:
     """Return (header, columns); the arrays are read-only views of `buffer`.
 

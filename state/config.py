@@ -467,6 +467,14 @@ class Learner(spec.Section, frozen=True):
         float, Meta(ge=0, le=1, description="share of the users, by hash, on which the baseline runs; it takes about 70 us a row")
     ] = 1.0
     dedup_rows: Annotated[int, Meta(ge=1024, description="impressions remembered to skip redelivered ones")] = 2_000_000
+    propensity_clip: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="rows whose impression logged a propensity p weigh min(1 / p, this) in the loss (docs/serving.md); at "
+            "least 1, or 0: propensities are not used",
+        ),
+    ] = 0.0
     device: Annotated[
         Literal["cpu", "cuda", "auto"],
         Meta(

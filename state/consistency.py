@@ -59,6 +59,10 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
         found.append(
             ("scenarios.negative_sampling", 'needs join.mode = "window": in eager mode every row first comes without its actions')
         )
+    if 0 < config.learner.propensity_clip < 1:
+        found.append(
+            ("learner.propensity_clip", "is the greatest weight of a row: at least 1, or 0 to leave propensities unused")
+        )
     if config.model.dropout and config.model.native is True:
         found.append(("model.dropout", 'no native step leaves anything out; set model.native to "auto" or false'))
     found += _unexplorable(config) + _owned(config) + _unretrievable(config)

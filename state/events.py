@@ -10,6 +10,7 @@ import numpy.typing as npt
 from state import ids as identities
 from state import layout, records
 
+F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
@@ -88,6 +89,22 @@ def lists_of(impressions: Sequence[Any], compiled: layout.Compiled, ids: identit
     return Lists(
         known["request_id"], known["user_id"], known["scenario"], ts, n_items, known["item_id"], matrix, numbers, names, surplus
     )
+
+
+def propensities(impressions: Sequence[Any]) -> tuple[F32 | None, int]:
+    """How likely the items of impressions (of `records.Decoder`) were to stand where they stood, and how many said what is none.
+
+    The first is (R,), in (0, 1] and NaN where nobody said it or what was said is no probability above 0 (in float32); None where
+    that is so of all.
+    """
+    said = [item.propensity for impression in impressions for item in impression.items]
+    if said.count(None) == len(said):
+        return None, 0
+    with np.errstate(over="ignore"):
+        found = np.array(said, np.float32)
+    bad = (found <= 0) | (found > 1)
+    found[bad] = np.nan
+    return None if np.isnan(found).all() else found, int(bad.sum())
 
 
 def actions_of(actions: Sequence[records.Action], compiled: layout.Compiled, ids: identities.Ids) -> Actions:

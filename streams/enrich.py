@@ -51,12 +51,14 @@ class Counting(NamedTuple):
 
 
 class Counts:
-    """What became of the input: `stale` was counted before it was assigned, `duplicates` were sent twice by the producer."""
+    """What became of the input: `stale` was counted before it was assigned, `duplicates` were sent twice by the producer,
+    `bad_propensities` are rows whose propensity is no probability above 0 and was left out.
+    """
 
-    __slots__ = ("actions", "duplicates", "items", "lists", "rejected", "stale")
+    __slots__ = ("actions", "bad_propensities", "duplicates", "items", "lists", "rejected", "stale")
 
     def __init__(self) -> None:
-        self.lists = self.items = self.actions = self.duplicates = self.stale = self.rejected = 0
+        self.lists = self.items = self.actions = self.duplicates = self.stale = self.rejected = self.bad_propensities = 0
 
 
 class _Group(NamedTuple):
@@ -66,6 +68,7 @@ class _Group(NamedTuple):
     shown: list[partitions.Taken]
     lists: features.Lists
     ahead_s: float | None
+    propensity: features.F32 | None
 
 
 class Enrich:
@@ -197,7 +200,9 @@ class Enrich:
         shown = [taken for taken in inputs if taken.event is not None]
         compiled = self.engine.compiled
         lists = events.lists_of([t.event for t in shown], compiled, self._ids) if shown else events.no_lists(compiled)
-        return _Group(inputs, shown, lists, ahead_s)
+        propensity, bad = events.propensities([t.event for t in shown])
+        self.counts.bad_propensities += bad
+        return _Group(inputs, shown, lists, ahead_s, propensity)
 
     def begin(self, now_ms: int, caught_up: Mapping[int, CaughtUp]) -> bool:
         """Make a micro-batch of the oldest group (without one, of all that was taken) and of the actions that are due.
@@ -280,8 +285,9 @@ class Enrich:
         a_partition = np.array([t.partition for t in acted], np.int64)
         inputs = [*group.inputs, *released]
         return enriched.Batch(
-            shown, acted, lists, actions, order, partition, a_partition, watermarks, inputs, counted, group.ahead_s
-        )
+            shown, acted, lists, actions, order, partition, a_partition, watermarks, inputs, counted, group.ahead_s,
+            group.propensity,
+        )  # fmt: skip
 
     def wanted(self, now_s: float) -> stores.Wanted:
         """What must be read for the batch begun; ask again after `fill`, until nothing is wanted.

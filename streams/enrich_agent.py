@@ -198,6 +198,7 @@ class Enrich(faust_stage.Stage):
         self._shown = counts
         self.count(lists=new["lists"], rows=new["items"], actions=new["actions"])
         self.shell.metrics.duplicates.labels(self.name).inc(new["duplicates"] + new["stale"])
+        self.shell.metrics.bad_propensities.inc(new["bad_propensities"])
         self._show_presence()
 
     def _show_presence(self) -> None:

@@ -12,6 +12,7 @@ from streams import event_time, partitions
 
 I64 = npt.NDArray[np.int64]
 HEADER_BYTES = 4096
+PROPENSITY_BYTES = 4
 NAME_BYTES = 28
 """A hash as decimal text and the lengths of it and of a name, in a header."""
 
@@ -37,6 +38,8 @@ class Batch(NamedTuple):
     inputs: list[partitions.Taken]
     counted: dict[tuple[str, int], int]
     ahead_s: float | None
+    propensity: features.F32 | None
+    """(R,) of the rows of `lists`, NaN where not known; None: of none."""
 
 
 class Packer:
@@ -50,8 +53,10 @@ class Packer:
         self._names = config.names_items
 
     def bytes_of(self, event: Any) -> int:
-        """What the items of an impression take in a message, with their names where these are wanted."""
-        return len(event.items) * self.row_bytes + (self._name_bytes(event) if self._names else 0)
+        """What the items of an impression take in a message, with their propensities and names where there are any."""
+        logged = any(item.propensity is not None for item in event.items)
+        per_row = self.row_bytes + (PROPENSITY_BYTES if logged else 0)
+        return len(event.items) * per_row + (self._name_bytes(event) if self._names else 0)
 
     def _name_bytes(self, event: Any) -> int:
         return sum(NAME_BYTES + len(str(item.item_id).encode()) for item in event.items)
@@ -61,7 +66,8 @@ class Packer:
     ) -> Iterator[Message]:
         """Messages of one partition: lists, then actions; the last moves the watermark. `held` learns what was sent."""
         lists = batch.lists
-        weights = lists.n_items[shown].astype(np.int64) * self.row_bytes + 36
+        per_row = self.row_bytes + (PROPENSITY_BYTES if batch.propensity is not None else 0)
+        weights = lists.n_items[shown].astype(np.int64) * per_row + 36
         if self._names:
             weights += np.array([self._name_bytes(batch.shown[i].event) for i in shown.tolist()], np.int64)
         pieces = [(piece, acted[:0]) for piece in _cut(shown, weights, self._most_lists, self.room)]
@@ -117,7 +123,10 @@ def _list_columns(batch: Batch, x: features.F32, which: I64, starts: I64) -> col
     rows = np.repeat(starts[which] - (np.cumsum(n, dtype=np.int64) - n), n) + np.arange(int(n.sum()))
     of_lists = {name: getattr(lists, name)[which] for name in ("request", "user", "scenario", "ts", "n_items")}
     of_lists["offset"] = np.array([batch.shown[i].offset for i in which.tolist()], np.int64)
-    return {**of_lists, "item": lists.item[rows], "ids": lists.ids[rows], "x": x[rows]}
+    out = {**of_lists, "item": lists.item[rows], "ids": lists.ids[rows], "x": x[rows]}
+    if batch.propensity is not None:
+        out |= columns.known({"propensity": batch.propensity[rows]})
+    return out
 
 
 def _action_columns(batch: Batch, which: I64) -> columns.Columns:

@@ -21,6 +21,8 @@ U32 = npt.NDArray[np.uint32]
 I32 = npt.NDArray[np.int32]
 LISTS = {"request": "<u8", "user": "<u8", "scenario": "<u8", "task": "<u8", "ts": "<i8", "n_items": "<i4", "version": "<i4"}
 ROWS = {"item": "<u8", "ids": "<u8", "x": "<f4", "label": "<f4", "weight": "<f4"}
+OPTIONAL = {"propensity": "<f4"}
+"""Further columns of rows, in messages in which somebody said them."""
 REMEMBERED_LISTS = 65_536
 HEAD_BYTES = 2048
 
@@ -133,7 +135,8 @@ class Group:
         if head.get("spec") != self._spec:
             return f"samples of feature spec {head.get('spec')!r}, this worker has {self._spec!r}"
         n_lists, n_rows = (len(found[name]) if name in found else 0 for name in ("task", "item"))
-        for names, n in ((LISTS, n_lists), (ROWS, n_rows)):
+        said = {name: dtype for name, dtype in OPTIONAL.items() if name in found}
+        for names, n in ((LISTS, n_lists), (ROWS | said, n_rows)):
             for name, dtype in names.items():
                 shape = (n, self._widths[name]) if name in self._widths else (n,)
                 if name not in found or found[name].dtype != np.dtype(dtype) or found[name].shape != shape:
@@ -197,7 +200,8 @@ class Group:
         self.lists += n_lists
         self.rows += n_rows
         per_support = 8 + 8 * self._widths["ids"] + 4 * self._widths["x"] + 4 * self._widths["label"]
-        per_row = sum(found[name].itemsize * int(np.prod(found[name].shape[1:])) for name in ROWS)
+        said = [name for name in OPTIONAL if name in found]
+        per_row = sum(found[name].itemsize * int(np.prod(found[name].shape[1:])) for name in (*ROWS, *said))
         per_list = sum(found[name].itemsize for name in LISTS) + 4
         own = {key: value for key, value in head.items() if key not in {"v", "cols"}}
         room = self._max_bytes - HEAD_BYTES - len(msgspec.msgpack.encode(own))
@@ -212,6 +216,7 @@ class Group:
             part = {name: found[name][start:end] for name in LISTS} | {name: found[name][row:last_row] for name in ROWS}
             part["n_support"] = n_support[start:end]
             part |= {name: array[s:last_s] for name, array in support.items()}
+            part |= columns.known({name: found[name][row:last_row] for name in said})
             yield columns.pack(part, **own)
             row, s = last_row, last_s
 

@@ -24,13 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from state import ids
-from state.columns import Columns
+from state.columns import Columns, known
 from state.config import Config, Objective
 
 F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 LISTS = ("request", "user", "scenario", "ts", "n_items")
 ROWS = ("item", "ids", "x")
+PROPENSITY = "propensity"
+"""Column of rows that a message has where somebody said how likely its items were to be shown where they were."""
 NEVER, FOREVER = -(2**62), 2**62
 
 
@@ -427,4 +429,11 @@ def _joined(pieces: list[_Piece]) -> Columns:
         out[name] = np.concatenate([p.block.columns[name][p.rows] for p in pieces])
     out["label"] = np.concatenate([p.label for p in pieces])
     out["weight"] = np.concatenate([p.weight for p in pieces])
+    if any(PROPENSITY in p.block.columns for p in pieces):
+        out |= known({PROPENSITY: np.concatenate([_propensity(p) for p in pieces])})
     return out
+
+
+def _propensity(piece: _Piece) -> F32:
+    found = piece.block.columns.get(PROPENSITY)
+    return np.full(len(piece.label), np.nan, np.float32) if found is None else found[piece.rows]

@@ -17,6 +17,9 @@ class Metrics:
         self.dead_letters = self._counter("dead_letters", "Messages put into dead-letters", "stage", "reason")
         self.late_actions = self._counter("late_actions", "Actions outside the window of their list")
         self.source_rows = self._counter("source_rows", "Rows that carried an attribute which the feature spec reads", "source")
+        self.bad_propensities = self._counter(
+            "bad_propensities", "Rows whose propensity was not above 0 and at most 1, and was left out"
+        )
         self.duplicates = self._counter("duplicates", "Repeated input that was recognised", "stage")
         self.foreign = self._counter("foreign_supports", "Support sets of another feature spec, which start empty")
         self.trimmed = self._counter("trimmed_support_rows", "Support rows left out of an episode that was full")

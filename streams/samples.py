@@ -13,6 +13,8 @@ from streams.enriched import NAME_BYTES
 U64 = npt.NDArray[np.uint64]
 LISTS = ("request", "user", "scenario", "task", "ts", "n_items", "version")
 ROWS = ("item", "ids", "x", "label", "weight")
+OPTIONAL = ("propensity",)
+"""Further columns of rows, in messages in which somebody said them."""
 HEAD_BYTES = 4096
 
 
@@ -67,8 +69,8 @@ def with_tasks(lists: columns.Columns, key: tuple[str | int, ...]) -> columns.Co
     order = np.lexsort((np.arange(len(task)), task, of_row))
     of_row, task = of_row[order], task[order]
     first = np.flatnonzero(np.r_[True, (of_row[1:] != of_row[:-1]) | (task[1:] != task[:-1])])
-    out = {name: array[of_row[first]] for name, array in lists.items() if name not in ROWS}
-    out |= {name: lists[name][order] for name in ROWS}
+    out = {name: array[of_row[first]] for name, array in lists.items() if name not in (*ROWS, *OPTIONAL)}
+    out |= {name: lists[name][order] for name in rows_in(lists)}
     out["n_items"] = np.diff(np.r_[first, len(task)]).astype(n_items.dtype)
     out["task"] = task[first]
     return out
@@ -79,7 +81,13 @@ def select(lists: columns.Columns, which: npt.NDArray[np.int64]) -> columns.Colu
     chosen = np.zeros(len(lists["n_items"]), bool)
     chosen[which] = True
     rows = np.repeat(chosen, lists["n_items"])
-    return {name: array[rows] if name in ROWS else array[which] for name, array in lists.items()}
+    of_rows = rows_in(lists)
+    return {name: array[rows] if name in of_rows else array[which] for name, array in lists.items()}
+
+
+def rows_in(lists: columns.Columns) -> tuple[str, ...]:
+    """Names of the columns with an entry for every row."""
+    return (*ROWS, *(name for name in OPTIONAL if name in lists))
 
 
 def _of_rows(lists: columns.Columns, part: str | int, of_row: npt.NDArray[np.int64]) -> U64:
@@ -98,13 +106,14 @@ def _mixed(parts: list[U64]) -> U64:
 
 def _packed(lists: columns.Columns, names: Names, routing: Routing, partition: int) -> Iterator[tuple[int, bytes, int, int]]:
     ends = np.cumsum(lists["n_items"], dtype=np.int64)
-    per_row = sum(lists[name].itemsize * int(np.prod(lists[name].shape[1:])) for name in ROWS)
+    per_row = sum(lists[name].itemsize * int(np.prod(lists[name].shape[1:])) for name in rows_in(lists))
     if names.items:
         per_row += NAME_BYTES + max(len(name.encode()) for name in names.items.values())
     per_list = sum(lists[name].itemsize for name in LISTS)
     for start, end in cuts(lists["n_items"], routing.lists_per_message, routing.max_bytes, per_list, per_row):
         a, b = int(ends[start] - lists["n_items"][start]), int(ends[end - 1])
         part = {name: lists[name][start:end] for name in LISTS} | {name: lists[name][a:b] for name in ROWS}
+        part |= columns.known({name: lists[name][a:b] for name in OPTIONAL if name in lists})
         head: dict[str, Any] = {"spec": routing.spec, "scenarios": _named(part["scenario"], names.scenarios)}
         if names.items:
             head["items"] = _named(part["item"], names.items)

@@ -85,6 +85,11 @@ class Pipeline:
             out += self._flush(CAUGHT_UP)
         return out
 
+    @property
+    def bad_propensities(self) -> int:
+        """Rows taken whose propensity was no probability above 0."""
+        return self._enrich.counts.bad_propensities
+
     def supports(self, tasks: stores.U64) -> list[bytes | None]:
         """The packed support sets of tasks, as a deployment's store would hold them."""
         return _done(self._store.supports(tasks))

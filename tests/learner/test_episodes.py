@@ -75,6 +75,17 @@ def test_a_column_that_could_fail_later_is_refused_with_its_name(name: str, valu
     assert refused.value.reason == plan.MALFORMED
 
 
+@pytest.mark.parametrize(("said", "problem"), [([0.0], "not above 0"), ([1.5], "not above 0"), ([0.5, 0.5], "`propensity` is")])
+def test_a_propensity_that_is_none_is_refused_and_an_unknown_one_is_not(said: list[float], problem: str) -> None:
+    head, packed = columns.unpack(rehearsal.message(SETTINGS, 0, seed=1).value)
+    unknown = np.full(len(packed["ids"]), np.nan, np.float32)
+    kept, _ = episodes.decode(columns.pack({**packed, "propensity": unknown}, spec=head["spec"]), LAYOUT)
+    assert np.isnan(kept["propensity"]).all()
+    bad = np.concatenate([np.array(said, np.float32), unknown[1:]])
+    with pytest.raises(Refused, match=problem):
+        episodes.decode(columns.pack({**packed, "propensity": bad}, spec=head["spec"]), LAYOUT)
+
+
 def test_an_absent_number_is_no_defect() -> None:
     packed, _ = episodes.decode(changed("x", lambda a: np.full_like(a, np.nan)), LAYOUT)
     assert np.isnan(packed["x"]).all()

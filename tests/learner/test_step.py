@@ -50,6 +50,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_no_parameter(poison: s
     assert not trainer.step(batch, 3002).skipped
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_importance_multiplies_the_loss_of_rows_and_not_what_they_count_in_the_moments(native: bool) -> None:
+    settings = minibatches.settings(objectives=2)
+    batch = minibatches.minibatch(settings, 1)
+    factors = np.random.default_rng(0).uniform(0.5, 4.0, len(batch.ids)).astype(np.float32)
+    asked, weighted = (step.Trainer(settings, native=native) for _ in range(2))
+    asked.step(batch._replace(importance=factors), 0)
+    weighted.step(batch._replace(weight=batch.weight * factors[:, None]), 0)
+    for name, array in asked.arrays().items():
+        assert (array.tobytes() == weighted.arrays()[name].tobytes()) == (name != "moments.observed"), name
+    alike = step.Trainer(settings, native=native)
+    alike.step(batch, 0)
+    assert alike.arrays()["moments.observed"].tobytes() == asked.arrays()["moments.observed"].tobytes()
+
+
 def test_an_exploding_gradient_is_scaled_down_to_the_configured_norm() -> None:
     settings = minibatches.settings(optimizer={"max_gradient_norm": 0.5}).optimizer
     calm, wild = optimizers.Dense(3, settings), optimizers.Dense(3, settings)

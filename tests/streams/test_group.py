@@ -284,6 +284,14 @@ def test_messages_that_cannot_be_grouped_are_named() -> None:
         stage.episodes([message([]), ({**head, "spec": "other"}, found)])
 
 
+def test_propensities_travel_on_where_they_are_known_and_are_checked() -> None:
+    stage, head = group.Group(CONFIG), message([Shown(1, 10, 1, (1, 2)), Shown(2, 11, 2, (3,))])
+    said = {"propensity": np.array([0.5, np.nan, 1.0], np.float32)}
+    ((_, _, found),) = run(stage, [(head[0], head[1] | said)])
+    np.testing.assert_array_equal(found["propensity"], said["propensity"])
+    assert "column 'propensity' is not <f4" in stage.problem((head[0], head[1] | {"propensity": np.zeros(2, np.float32)}))
+
+
 def test_in_window_mode_a_row_is_support_only_once_its_window_has_passed() -> None:
     config = made(lists_per_message=8, join=configuration.Join(mode="window", window_s=10.0))
     lists = [Shown(1, 0, 100, (1,)), Shown(1, 10_000, 101, (2,)), Shown(1, 10_001, 102, (3,)), Shown(1, 20_001, 103, (4,))]
