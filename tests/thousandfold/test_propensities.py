@@ -1,4 +1,4 @@
-"""Propensities from the impression to the loss of the learner: nothing else of a sample changes, and nothing where none is said."""
+"""Propensities from the impression to the loss: nothing else of a sample changes, and nothing where none is said."""
 
 import functools
 from typing import Any
@@ -79,11 +79,10 @@ def test_every_sample_carries_what_its_impression_said_and_what_is_no_probabilit
     known = sum(not np.isnan(value) for value in expected.values())
     assert flow.bad_propensities == len(spoken) - spoken.count(None) - known
     plain, _ = run(declared(mode, key), list(raw()))
-    stripped = [columns.unpack(value) for value in packed]
-    for found, value in zip(stripped, plain, strict=True):
-        found[1].pop("propensity", None)
-        head = {k: v for k, v in found[0].items() if k not in {"v", "cols"}}
-        assert columns.pack(found[1], **head) == value
+    for one, value in zip(packed, plain, strict=True):
+        head, columns_of = columns.unpack(one)
+        columns_of.pop("propensity", None)
+        assert columns.pack(columns_of, **{k: v for k, v in head.items() if k not in {"v", "cols"}}) == value
 
 
 def test_a_log_in_which_nobody_says_them_has_no_such_column() -> None:
