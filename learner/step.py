@@ -70,6 +70,7 @@ class Trainer:
         self.settings = settings
         self.model, self.plan = registry.build(settings), losses.plan(settings.objectives)
         self.table = embedding.Table(settings)
+        self._counts_as = np.array([o.loss_weight for o in settings.objectives], np.float32)
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
         self.gains = own_gains.Gains(settings)
@@ -215,7 +216,8 @@ class Trainer:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])
         return passes.Work(
-            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label), _loss_weight(batch),
+            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label),
+            _loss_weight(batch, self._counts_as),
             plain(np.asarray(batch.n_items, np.int64)), codes, entered.found, entered.s_label,
         )  # fmt: skip
 
@@ -292,10 +294,10 @@ class Trainer:
         return scenarios[~np.isin(scenarios, self.slots.keys)] if full else scenarios[:0]
 
 
-def _loss_weight(batch: base.Batch) -> F32:
-    """(R, O) weights of the rows' losses: rows beyond `importance` (those that retrieval adds) have their own."""
-    if not len(batch.importance):
+def _loss_weight(batch: base.Batch, objectives: F32) -> F32:
+    """(R, O) weights of the rows' losses, by objective (O,); rows beyond `importance`, which retrieval adds, have their own."""
+    if not len(batch.importance) and (objectives == 1).all():
         return plain(batch.weight)
-    out = np.array(batch.weight, np.float32)
+    out = np.array(batch.weight, np.float32) * objectives
     out[: len(batch.importance)] *= batch.importance[:, None]
     return out

@@ -84,7 +84,15 @@ class Objective(spec.Section, frozen=True):
     scenarios: Annotated[
         tuple[str, ...], Meta(description="of `scenarios.known`, those in which the objective exists; empty: in all")
     ] = ()
-
+    loss_weight: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1e4,
+            description="how much its loss counts in the sum over the objectives; metrics and adaptation to a task do not "
+            "know of it",
+        ),
+    ] = 1.0
     loss: Annotated[
         str,
         Meta(

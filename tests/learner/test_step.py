@@ -1,5 +1,6 @@
 import hashlib
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -163,6 +164,23 @@ def test_a_weight_of_zero_teaches_nothing() -> None:
     trainer, batch = run(step.Trainer(settings), 0, 2), minibatches.minibatch(settings, 4)
     trainer.step(batch._replace(weight=batch.weight * 0), 9000)
     assert not trainer.gradient.flat.any()
+
+
+@pytest.mark.parametrize("native", ["auto", False])
+def test_the_loss_weight_of_an_objective_counts_its_rows_more_and_nothing_else(native: bool) -> None:
+    plain = minibatches.settings(2, model={"native": native}, scenarios={"negative_sampling": {"*": 0.5}})
+    first, second = plain.objectives
+    weighted = msgspec.structs.replace(plain, objectives=(first, msgspec.structs.replace(second, loss_weight=3.0)))
+    one, other, unweighted = (step.Trainer(s) for s in (plain, weighted, plain))
+    batch = minibatches.minibatch(plain, 4)
+    a = one.step(batch._replace(weight=batch.weight * np.array([1, 3], np.float32)), 0)
+    b = other.step(batch, 0)
+    unweighted.step(batch, 0)
+    assert b.loss == pytest.approx(a.loss)
+    assert other.gradient.numbers == pytest.approx(one.gradient.numbers, abs=1e-7)
+    assert not np.allclose(other.gradient.numbers, unweighted.gradient.numbers, atol=1e-4)
+    assert (other.table.observed == unweighted.table.observed).all()
+    assert (one.table.observed != unweighted.table.observed).any()
 
 
 def test_absent_numbers_and_empty_support_are_fine() -> None:

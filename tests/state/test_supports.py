@@ -242,3 +242,8 @@ def test_settings_of_an_objective_change_the_fingerprint_only_where_they_are_not
     assert supports.meaning_of(plain) == {"name": "click", "action": "click", "min_value": 0.0}
     ranked = configuration.Objective(name="click", action="click", kind="ranking", weights={"buy": 2.0})
     assert supports.meaning_of(ranked) == {**supports.meaning_of(plain), "kind": "ranking", "weights": {"buy": 2.0}}
+
+
+def test_how_much_the_loss_of_an_objective_counts_changes_no_fingerprint() -> None:
+    plain, weighted = (configuration.Objective(name="click", action="click", loss_weight=w) for w in (1.0, 3.0))
+    assert supports.meaning_of(weighted) == supports.meaning_of(plain)
