@@ -67,6 +67,8 @@ def problem(settings: config.Config) -> str:
         return "model.hidden: the old model has no layer before its tower that could become an expert"
     if model.name == "pepnet" and model.objective_towers and base.geometry(settings).objectives > 1:
         return "model.objective_towers: every objective of the old model has hidden layers of its own, which no expert has"
+    if any(o.layers for o in settings.objectives):
+        return "objectives.layers: objectives of the old model have further layers before the tower, which no expert has"
     if model.name == "ple" and model.levels > 1:
         return f"model.levels: is {model.levels}, must be 1: a second level reads what the first one mixed, which no expert does"
     if model.own_rows:

@@ -41,7 +41,7 @@ class MMoE(parts.Network):
 
     def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
         """The trunk without autograd, where native kernels may replace torch's threads and objectives share their tower."""
-        if self.head.apart or not side_by_side.usable(*parameters.values()):
+        if not self.head.plain or not side_by_side.usable(*parameters.values()):
             return None
         return mmoe_torch.Trunk(self.geometry, self.head.wide, self.depth, parameters, gradient)
 

@@ -5,12 +5,10 @@ experts or objectives. A scenario's own weights are a change of the shared ones 
 scenario's rows have earned it (`models.scenario_slots`); slot 0, nobody's, stays at zero.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch.nn.functional import embedding
 
-from models import base, slot_layers, wide
+from models import base, objective_layers, slot_layers, wide
 from models import side_by_side as native
 from state import config
 
@@ -134,41 +132,6 @@ class Network:
         return None
 
 
-class ObjectiveLayers:
-    """Hidden layers that each objective has for itself, as a change of the shared one that starts at nothing.
-
-    A tower per objective, as MMoE (Ma et al. 2018, section 4), PLE and PEPNet's PPNet have it, on `model.objective_towers`; with
-    one objective, or without the setting, there are none.
-    """
-
-    def __init__(self, settings: config.Config, layers: Mapping[str, tuple[int, int]]) -> None:
-        """`layers` by name: inputs and outputs."""
-        self.objectives = base.geometry(settings).objectives
-        self.layers = dict(layers) if settings.model.objective_towers and self.objectives > 1 else {}
-
-    def __bool__(self) -> bool:
-        """Whether objectives have layers of their own."""
-        return bool(self.layers)
-
-    def shapes(self) -> base.Shapes:
-        """Weights (O, in, out) and biases (O, out) of every layer."""
-        found: base.Shapes = {}
-        for name, (inputs, outputs) in self.layers.items():
-            found[f"objective.{name}.weight"] = (self.objectives, inputs, outputs)
-            found[f"objective.{name}.bias"] = (self.objectives, outputs)
-        return found
-
-    def start(self, views: dict[str, torch.Tensor]) -> None:
-        """Change nothing."""
-        for name in self.shapes():
-            views[name].zero_()
-
-    def change(self, parameters: base.Parameters, name: str, hidden: torch.Tensor) -> torch.Tensor:
-        """What comes to the layer's output (n, O, out) before it is rectified, for its input (n, O, in)."""
-        weight, bias = parameters[f"objective.{name}.weight"], parameters[f"objective.{name}.bias"]
-        return torch.baddbmm(bias.unsqueeze(1), hidden.transpose(0, 1), weight).transpose(0, 1)
-
-
 class Head:
     """The end that every network shares: the tower, what each scenario owns of it, and the wide part.
 
@@ -184,8 +147,14 @@ class Head:
         self.wide = wide.plan(settings)
         self.own, self.star, self.width, self.hidden = own, star, settings.model.hidden[-1], hidden
         self.slots = settings.scenarios.slots + 1
-        self.apart = ObjectiveLayers(settings, {"tower": (hidden, self.width)})
+        self.apart = objective_layers.Own(settings, {"tower": (hidden, self.width)})
+        self.deeper = objective_layers.Deeper(settings, hidden)
         self.scaled = scaled and self.wide.kind != wide.OFF
+
+    @property
+    def plain(self) -> bool:
+        """Whether objectives share all layers of the tower."""
+        return not (self.apart or self.deeper)
 
     def shapes(self) -> base.Shapes:
         """Shared, then own, then wide parameters."""
@@ -199,7 +168,7 @@ class Head:
                 "own.output.weight": (self.slots, objectives, self.width),
                 "own.output.bias": (self.slots, objectives),
             }
-        found |= self.apart.shapes() | wide.shapes(self.wide)
+        found |= self.deeper.shapes() | self.apart.shapes() | wide.shapes(self.wide)
         return found | {"own.wide.scale": (self.slots, 2 * objectives)} if self.scaled else found
 
     def start(self, views: dict[str, torch.Tensor]) -> None:
@@ -214,6 +183,7 @@ class Head:
     def meta(self, parameters: base.Parameters, hidden: torch.Tensor, inputs: base.Inputs) -> base.MetaInput:
         """Meta inputs of hidden rows (n, O, H1)."""
         rows, objectives, _ = hidden.shape
+        hidden = self.deeper.through(parameters, hidden)
         offset = self._beside(parameters, inputs)
         if not self.own:
             nothing = hidden.new_zeros(rows, objectives, 1)

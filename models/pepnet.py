@@ -4,7 +4,7 @@ The equations are those of the paper's three parts. Gate NU: gamma sigmoid(relu(
 scales the embeddings by a Gate NU that reads the scenario's features and, without gradient, everything else. PPNet, output of a
 layer x gate: scales every hidden layer by a Gate NU that reads the personal features and, without gradient, EPNet's output. One
 tower is shared by all scenarios; each objective has gates and an output of its own, and with `model.objective_towers` hidden
-weights as well, as a change of the shared ones (`models.parts.ObjectiveLayers`). Beside the tower stands the wide part
+weights as well, as a change of the shared ones (`models.objective_layers`). Beside the tower stands the wide part
 (`models.wide`).
 """
 
@@ -12,7 +12,7 @@ import itertools
 
 import torch
 
-from models import base, parts, pepnet_native, pepnet_torch, wide
+from models import base, objective_layers, pepnet_native, pepnet_torch, wide
 from state import config
 
 
@@ -29,9 +29,10 @@ class PEPNet:
         self.inputs = self.geometry.dense
         self.wide = wide.plan(settings)
         names = [*(f"hidden{i}" for i in range(len(self.model.hidden) - 1)), "tower"]
-        self.apart = parts.ObjectiveLayers(
+        self.apart = objective_layers.Own(
             settings, dict(zip(names, itertools.pairwise((self.inputs, *self.model.hidden)), strict=True))
         )
+        self.deeper = objective_layers.Deeper(settings, (self.inputs, *self.model.hidden)[-2])
         self.shapes = self._shapes()
 
     def _shapes(self) -> base.Shapes:
@@ -54,7 +55,7 @@ class PEPNet:
         shapes |= _layer("tower", widths[-2], widths[-1])
         shapes["output.weight"] = (objectives, widths[-1])
         shapes["output.bias"] = (objectives,)
-        return shapes | self.apart.shapes() | wide.shapes(self.wide)
+        return shapes | self.deeper.shapes() | self.apart.shapes() | wide.shapes(self.wide)
 
     def initial(self, seed: int) -> torch.Tensor:
         """Fan-in normal weights, zero biases; the output starts at the size that a fan-in of the last layer gives."""
@@ -86,12 +87,12 @@ class PEPNet:
 
     def written(self, parameters: base.Parameters, gradient: base.Parameters) -> base.Written | None:
         """The trunk in torch's operations without autograd, for the usual configuration."""
-        covered = not self.apart and pepnet_native.covers(self.settings)
+        covered = not (self.apart or self.deeper) and pepnet_native.covers(self.settings)
         return pepnet_torch.Trunk(self.settings, parameters, gradient) if covered else None
 
     def native(self, flat: torch.Tensor) -> base.NativeTrunk | None:
         """The hand-written form, for the usual configuration."""
-        covered = not self.apart and pepnet_native.covers(self.settings)
+        covered = not (self.apart or self.deeper) and pepnet_native.covers(self.settings)
         return pepnet_native.Network(self.settings, self.shapes, flat) if covered else None
 
     def trunk(self, parameters: base.Parameters, inputs: base.Inputs) -> base.MetaInput:
@@ -107,6 +108,7 @@ class PEPNet:
             if self.apart:
                 shared = shared + self.apart.change(parameters, f"hidden{i}", hidden)
             hidden = torch.relu(shared) * gates[i]
+        hidden = self.deeper.through(parameters, hidden)
         offset = wide.logits(parameters, x, self.wide)
         shift = self.apart.change(parameters, "tower", hidden) if self.apart else x.new_zeros(len(x), self.objectives, 1)
         return base.MetaInput(hidden, gates[-1], offset, shift)

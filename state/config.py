@@ -84,6 +84,15 @@ class Objective(spec.Section, frozen=True):
     scenarios: Annotated[
         tuple[str, ...], Meta(description="of `scenarios.known`, those in which the objective exists; empty: in all")
     ] = ()
+    layers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8,
+            description="further hidden layers of its own before the tower, as wide as what enters that; not in fm, lr and "
+            "two_tower, nor in the native or the written form, so slower",
+        ),
+    ] = 0
     loss_weight: Annotated[
         float,
         Meta(

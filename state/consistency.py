@@ -63,6 +63,9 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
         found.append(
             ("learner.propensity_clip", "is the greatest weight of a row: at least 1, or 0 to leave propensities unused")
         )
+    if config.model.name in {"fm", "lr", "two_tower"}:
+        deep = [f"objectives[{i}].layers" for i, o in enumerate(config.objectives) if o.layers]
+        found += [(key, f'must be 0: model.name = "{config.model.name}" has no layers of an objective') for key in deep]
     if config.model.dropout and config.model.native is True:
         found.append(("model.dropout", 'no native step leaves anything out; set model.native to "auto" or false'))
     found += _unexplorable(config) + _owned(config) + _unretrievable(config)

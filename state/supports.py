@@ -80,7 +80,7 @@ def shaped(config: Config, n_ids: int, numbers: int, also: Sequence[str | int] =
 
 def meaning_of(objective: Objective) -> dict[str, Any]:
     """What gives a label its meaning. Settings that came later are left out at their default, so that old sets stay readable."""
-    fields = [f for f in msgspec.structs.fields(Objective) if f.name != "loss_weight"]
+    fields = [f for f in msgspec.structs.fields(Objective) if f.name not in {"layers", "loss_weight"}]
     said = {f.name: getattr(objective, f.name) for f in fields}
     always = ("name", "action", "min_value")
     return {name: said[name] for name in always} | {

@@ -27,7 +27,7 @@ def test_every_example_that_is_a_configuration_is_valid(file: pathlib.Path) -> N
         ("[kafkaa]", ("kafkaa: unknown key", "allowed: actions", "kafka")),
         (
             "[[objectives]]\nname = 'a'\naction = 'b'\ncolour = 1",
-            ("colour: unknown key", "allowed: action, classes, kind, loss, loss_weight, min_value, name"),
+            ("colour: unknown key", "allowed: action, classes, kind, layers, loss, loss_weight, min_value, name"),
         ),
         ("[kafka]\npartitions = 'four'", ("kafka.partitions", "Expected `int`", "'four'")),
         ("[kafka]\npartitions = 0", ("kafka.partitions", ">= 1", "got 0")),
