@@ -5,6 +5,9 @@ test since it went off may last `FIRST` x 2^(j-1) lists and must reach j (j + 1)
 ever turned on with probability alpha = `meta.auto_alarm_rate` at most (the sum of 1 / (j (j + 1)) is one), and one whose gain
 comes late waits no longer than twice the time.
 
+Off, a scenario is on trial: `meta.auto_trial_share` of its lists meta-learn, so that what is tested is no unprepared tower. The
+test stays what it is, for any way in which the model may have learned from the lists before.
+
 While it is on, the same test begins again and again and must reach 1 / alpha within `meta.auto_patience` times the lists that
 such a test took so far: that is the hysteresis. If it does not, or if the test of the opposite, "adaptation does no harm",
 reaches 1 / alpha before, the scenario goes off. So a gain that has ended is noticed after that many lists, but for a probability

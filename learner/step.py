@@ -210,8 +210,10 @@ class Trainer:
         query = intake.Query(plain(batch.ids), x, rows, slot)
         entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn)
         inputs, slot, wanted = entered.inputs, entered.slot, self.settings.meta
-        if learn and (wanted.unadapted == "original" or wanted.task_share < 1):
-            codes = modes.learning(wanted, codes, entered.found.taken, ids[np.cumsum(batch.n_items) - batch.n_items])
+        on_trial = self.modes.on_trial(batch.scenario)
+        if learn and (wanted.unadapted == "original" or wanted.task_share < 1 or on_trial.any()):
+            first = np.cumsum(batch.n_items) - batch.n_items
+            codes = modes.learning(wanted, codes, entered.found.taken, ids[first], on_trial)
         if self.cold:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])

@@ -18,8 +18,9 @@ OFF, ON, FINE_TUNE_ONLY, AUTO = range(4)
 class Modes:
     """Codes (indices of NAMES) by scenario hash; part of the snapshot, as they shape what is learned.
 
-    A scenario that is `auto` is on where it was granted (`learner.policy` decides), and otherwise off: the learner then scores it
-    adapted all the same, or nobody would know what adaptation is worth, and learns as if it were off; serving does not adapt.
+    A scenario that is `auto` is on where it was granted (`learner.policy` decides), and otherwise off and on trial: the learner
+    scores it adapted all the same, or nobody would know what adaptation is worth, and a small share of its lists meta-learns
+    (`learning`); serving does not adapt.
 
     A snapshot's modes hold as long as the configuration says what it said when they were switched; a changed configuration wins.
     """
@@ -71,6 +72,11 @@ class Modes:
             return np.zeros(len(scenarios), np.bool_)
         return np.array([self.asked(s) == AUTO for s in scenarios.tolist()], np.bool_)
 
+    def on_trial(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which of the scenario hashes (L,) are `auto` and not granted: serving does not adapt them."""
+        found = self.automatic(scenarios)
+        return found & ~np.isin(scenarios, np.array(sorted(self.granted), np.uint64)) if found.any() else found
+
     def _trained(self, scenario: int) -> int:
         found = self.asked(scenario)
         return found if found != AUTO else ON if scenario in self.granted else FINE_TUNE_ONLY
@@ -97,16 +103,25 @@ class Modes:
         self.granted = set(arrays["meta.granted"].tolist()) if "meta.granted" in arrays else set()
 
 
-def learning(settings: config.MetaLearning, codes: I64, taken: I64, first: U64) -> I64:
+def learning(settings: config.MetaLearning, codes: I64, taken: I64, first: U64, on_trial: npt.NDArray[np.bool_]) -> I64:
     """The codes (L,) of lists as far as they meta-learn: those of `Modes.codes`, with lists left out that the settings leave out.
 
     `taken` (L,) support rows that a list is adapted on, `first` (L, F) ids of its first row, by which tasks are sampled: the same
     list is always or never sampled. What is left out adds to the original loss only, and is adapted for scoring all the same.
+
+    Of the lists `on_trial` (L,) (`Modes.on_trial`) that can be adapted, `settings.auto_trial_share` meta-learn.
     """
+    name = np.bitwise_xor.reduce(first, axis=1)
     out = codes
+    if settings.auto_trial_share > 0:
+        out = np.where(on_trial & (taken > 0) & _drawn(name, 1, settings.auto_trial_share), ON, out)
     if settings.unadapted == "original":
         out = np.where((out == ON) & (taken == 0), FINE_TUNE_ONLY, out)
     if settings.task_share < 1:
-        drawn = ids.mix(np.bitwise_xor.reduce(first, axis=1), 0) >= np.uint64(int(settings.task_share * 2**64))
-        out = np.where((out == ON) & drawn, FINE_TUNE_ONLY, out)
+        out = np.where((out == ON) & ~_drawn(name, 0, settings.task_share), FINE_TUNE_ONLY, out)
     return out
+
+
+def _drawn(name: U64, purpose: int, share: float) -> npt.NDArray[np.bool_]:
+    """A share of what has these hashes, another one for another purpose."""
+    return ids.mix(name, purpose) < np.uint64(int(share * 2**64)) if share < 1 else np.ones(len(name), np.bool_)

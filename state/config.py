@@ -370,6 +370,15 @@ class MetaLearning(spec.Section, frozen=True):
             description="auto: a scenario goes off when its gain did not show again within so many times the lists that it took",
         ),
     ] = 4.0
+    auto_trial_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="auto: share of the lists of scenarios that are off which meta-learn all the same, by hash, so that what "
+            "only a prepared tower gains can show",
+        ),
+    ] = 0.1
     algorithm: Annotated[
         Literal[
             "anil",

@@ -437,11 +437,16 @@ def test_auto_turns_on_what_gains_and_says_so_in_plan_control_snapshot_and_repor
     assert {name: judged.on for name, judged in bench.loop.report.auto.items()} == {"even": True, "odd": True}
 
 
-def test_auto_learns_as_if_off_until_it_is_on() -> None:
-    settings = config.parse(AUTO.replace("auto_alarm_rate = 0.5", "auto_alarm_rate = 1e-9"))
+def test_auto_learns_as_if_off_until_it_is_on_without_a_trial_and_with_one_otherwise() -> None:
+    text = AUTO.replace("auto_alarm_rate = 0.5", "auto_alarm_rate = 1e-9")
+    settings = config.parse(text.replace("auto_alarm_rate", "auto_trial_share = 0.0\nauto_alarm_rate"))
     waiting, tuned = Bench(gaining(4), settings).run(), Bench(gaining(4), config.parse(AUTO.replace('"auto"', '"off"'))).run()
     assert not waiting.loop.policy.scenarios[ids.of("even")].on
     np.testing.assert_array_equal(waiting.loop.trainer.dense, tuned.loop.trainer.dense)
+    on_trial = Bench(gaining(4), config.parse(text.replace("auto_alarm_rate", "auto_trial_share = 1.0\nauto_alarm_rate"))).run()
+    assert not on_trial.loop.policy.scenarios[ids.of("even")].on
+    assert on_trial.loop.trainer.modes.granted == set()
+    assert (on_trial.loop.trainer.dense != tuned.loop.trainer.dense).any()
 
 
 @pytest.mark.parametrize("rounds", [3, 20])

@@ -2,7 +2,9 @@
 
 import itertools
 
+import msgspec
 import numpy as np
+import pytest
 
 from learner import episodes, evidence, publishing, rehearsal
 from learner.loop import Loop, layout_of
@@ -59,11 +61,11 @@ def messages(world: simulator.Settings) -> list[episodes.Message]:
     return out
 
 
-def learned(**planted: float) -> Loop:
+def learned(settings: config.Config = SETTINGS, **planted: float) -> Loop:
     """A learner that has gone through such a world."""
     world = simulator.Settings(scenarios=SCENARIOS, **CALM, **planted)  # type: ignore[arg-type]
-    publisher = publishing.Publisher(rehearsal.MemoryWriter(), lambda _: None, SETTINGS.snapshot)
-    loop = Loop(SETTINGS, rehearsal.MemorySource(messages(world)), rehearsal.MemoryLog(), publisher)
+    publisher = publishing.Publisher(rehearsal.MemoryWriter(), lambda _: None, settings.snapshot)
+    loop = Loop(settings, rehearsal.MemorySource(messages(world)), rehearsal.MemoryLog(), publisher)
     while loop.once():
         pass
     return loop
@@ -82,3 +84,13 @@ def test_users_who_do_not_differ_leave_it_off() -> None:
     assert (state.on, state.changes) == (False, 0)
     assert evidence.value(state.gain) < 0
     assert loop.trainer.modes.granted == set()
+
+
+@pytest.mark.parametrize(("share", "on"), [(0.0, False), (0.1, True)])
+def test_what_gains_by_meta_training_alone_is_found_by_the_trial_which_harms_nobody(share: float, on: bool) -> None:
+    """Rates of 8 are far too high until they are learned, which only lists that meta-learn do."""
+    meta = msgspec.structs.replace(SETTINGS.meta, algorithm="meta_sgd", inner_rate=8.0, auto_trial_share=share)
+    loop = learned(msgspec.structs.replace(SETTINGS, meta=meta), user_spread=1.5, taste_spread=0.0)
+    assert loop.policy.scenarios[ids.of("home")].on == on
+    plain = next(q for q in loop.figures.report("cumulative") if q.variant == "unadapted")
+    assert plain.logloss < 0.600, "what serving says while it is off"
