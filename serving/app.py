@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from models import losses, retriever
 from serving import (
+    asyncio_merger,
     disk_shelf,
     divergence,
     down_sampling,
@@ -62,6 +63,7 @@ class Service:
         self._sampling = down_sampling.Correction(config)
         self._explores = config.serving.exploration if config.serving.exploration.share else None
         self._exposures = exploration.column(config) if self._explores else -1
+        self._merger = asyncio_merger.Merger(config.serving.merging, self.metrics.merges.observe, self.metrics.failed_merges.inc)
         self._waiting = 0
 
     async def answer(self, request: requests.Request) -> requests.Reply:
@@ -71,7 +73,13 @@ class Service:
             Problem: 503, no model is loaded yet, or too many requests wait already.
         """
         model, begun, answer = await self._read(request.ts_ms, functools.partial(self._scoring.begin, request))
-        outcome = self._scoring.finish(model.scorer, begun, answer.found, answer.supports, time.monotonic())
+        prepared = self._scoring.prepare(model.scorer, begun, answer.found, answer.supports, time.monotonic())
+        self._waiting += 1
+        try:
+            parts = await self._merger.score(model.scorer, prepared.tasks)
+        finally:
+            self._waiting -= 1
+        outcome = self._scoring.conclude(model.scorer, prepared, parts)
         return self._reply(request, model, outcome, answer.trouble, int(begun.lists.ts[0]))
 
     async def retrieve(self, search: requests.Search) -> requests.Found:

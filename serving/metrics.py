@@ -13,6 +13,8 @@ from serving.scoring import Ignored
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0)
 
+PASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
+
 
 class Metrics:
     """Counters of one process, on a registry of their own."""
@@ -29,6 +31,12 @@ class Metrics:
         self.store = Histogram("thousandfold_store_seconds", "one read from the store", buckets=SECONDS, registry=self.registry)
         self.plain = Counter("thousandfold_plain", "replies of the plain tower", ["reason"], registry=self.registry)
         self.candidates = Counter("thousandfold_candidates", "candidates scored", registry=self.registry)
+        self.merges = Histogram(
+            "thousandfold_merged_requests", "requests scored in one pass", buckets=PASSES, registry=self.registry
+        )
+        self.failed_merges = Counter(
+            "thousandfold_failed_merges", "passes that failed, whose requests were then scored one by one", registry=self.registry
+        )
         self.explored = Counter("thousandfold_explored", "replies that put a new item forward", registry=self.registry)
         self.swaps = Counter("thousandfold_swaps", "snapshots swapped in", registry=self.registry)
         self.refused = Counter("thousandfold_snapshots_refused", "snapshots that must not be used", registry=self.registry)

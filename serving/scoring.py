@@ -14,7 +14,7 @@ import numpy.typing as npt
 from models import modes, retriever
 from models.base import Known, Support
 from models.scorer import Task
-from serving.live import Scores
+from serving.live import Scored, Scores
 from serving.problems import Problem
 from serving.requests import Request, Search
 from state import config as configuration
@@ -60,6 +60,18 @@ class Ignored(NamedTuple):
     def plus(self, other: "Ignored") -> "Ignored":
         """The sum."""
         return Ignored(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Prepared(NamedTuple):
+    """A request that is ready to be scored: its tasks, and for each the rows of its candidates (None: one task has all).
+
+    `ignored` is what was read and not used, `x` (R, D) the numbers.
+    """
+
+    tasks: list[Task]
+    rows: list[npt.NDArray[np.intp]] | None
+    ignored: Ignored
+    x: F32
 
 
 class Outcome(NamedTuple):
@@ -110,10 +122,15 @@ class Scoring:
     def finish(
         self, scorer: Scores, begun: Begun, found: stores.Found | None, packed: list[bytes | None], now_s: float
     ) -> Outcome:
-        """Score, with `found` None and no support set where the store did not answer: what is not cached counts as nothing.
+        """`prepare`, score and `conclude`."""
+        prepared = self.prepare(scorer, begun, found, packed, now_s)
+        return self.conclude(scorer, prepared, scorer.merged(prepared.tasks))
 
-        Raises:
-            Problem: 500, a score is not a finite number.
+    def prepare(
+        self, scorer: Scores, begun: Begun, found: stores.Found | None, packed: list[bytes | None], now_s: float
+    ) -> Prepared:
+        """What `scorer` shall score. `found` is None, and no support set is there, where the store did not answer: what is not
+        cached counts as nothing.
         """
         lists = begun.lists
         if found is not None:
@@ -121,12 +138,28 @@ class Scoring:
         x = self.engine.stamp(lists)
         scenario, ts_ms = int(lists.scenario[0]), int(lists.ts[0])
         read = [self._support(scorer, value, ts_ms) for value in packed]
-        chosen = [support for support, _ in read]
-        scores, rows, diverged = _by_task(scorer, begun, x, chosen)
+        ignored = functools.reduce(Ignored.plus, (left for _, left in read), Ignored())
+        if begun.of_task is None:
+            return Prepared([Task(lists.ids, x, scenario, read[0][0])], None, ignored, x)
+        rows = [np.flatnonzero(begun.of_task == task) for task in range(len(read))]
+        tasks = [Task(lists.ids[mine], x[mine], scenario, support) for mine, (support, _) in zip(rows, read, strict=True)]
+        return Prepared(tasks, rows, ignored, x)
+
+    def conclude(self, scorer: Scores, prepared: Prepared, parts: Sequence[Scored]) -> Outcome:
+        """The outcome of what `scorer.merged` gave for the prepared tasks, whatever else it scored with them.
+
+        Raises:
+            Problem: 500, a score is not a finite number.
+        """
+        scores = parts[0].adapted
+        if prepared.rows is not None:
+            scores = np.empty((len(prepared.x), scores.shape[1]), np.float32)
+            scores[np.concatenate(prepared.rows)] = np.concatenate([part.adapted for part in parts])
         if not np.isfinite(scores).all():
             raise Problem(500, "not_finite", "the model gave a score that is no number", "roll back: POST /admin/rollback")
-        ignored = functools.reduce(Ignored.plus, (left for _, left in read), Ignored(diverged=diverged))
-        return Outcome(scores, rows, None if rows else _reason(scorer, scenario, ignored), ignored, x)
+        ignored = prepared.ignored.plus(Ignored(diverged=sum(part.diverged for part in parts)))
+        rows = sum(part.adapted_on for part in parts)
+        return Outcome(scores, rows, None if rows else _reason(scorer, prepared.tasks[0].scenario, ignored), ignored, prepared.x)
 
     def search(
         self, scorer: retriever.Retriever, begun: Begun, found: stores.Found | None, packed: list[bytes | None], now_s: float,
@@ -162,19 +195,6 @@ class Scoring:
         if self._known_shape is None or self._known_shape[0] != shape:
             self._known_shape = shape, meta_supports.layout(self._config, shape)
         return self._known_shape[1]
-
-
-def _by_task(scorer: Scores, begun: Begun, x: F32, chosen: Sequence[Support | Known | None]) -> tuple[F32, int, int]:
-    """Predictions, support rows used, tasks that diverged; several tasks are scored in one pass, each adapted to its own rows."""
-    scenario, found = int(begun.lists.scenario[0]), begun.lists.ids
-    if begun.of_task is None:
-        scored = scorer.score(found, x, scenario, chosen[0])
-        return scored.adapted, scored.adapted_on, int(scored.diverged)
-    rows = [np.flatnonzero(begun.of_task == task) for task in range(len(chosen))]
-    parts = scorer.merged([Task(found[mine], x[mine], scenario, s) for mine, s in zip(rows, chosen, strict=True)])
-    scores = np.empty((len(x), parts[0].adapted.shape[1]), np.float32)
-    scores[np.concatenate(rows)] = np.concatenate([part.adapted for part in parts])
-    return scores, sum(part.adapted_on for part in parts), sum(part.diverged for part in parts)
 
 
 def tasks_of(lists: features.Lists, key: tuple[str | int, ...]) -> tuple[U64, npt.NDArray[np.intp] | None]:

@@ -566,6 +566,21 @@ class Exploration(spec.Section, frozen=True):
     seed: Annotated[int, Meta(ge=0, description="of the draws, which depend on it and on the request alone")] = 0
 
 
+class Merging(spec.Section, frozen=True):
+    """Requests that arrive together are scored in one pass, each as it would be alone."""
+
+    max_requests: Annotated[int, Meta(ge=1, le=256, description="most requests of a pass; 1: none are merged")] = 1
+    max_wait_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="longest wait of a request for others; 0: only those are merged that are ready at the same turn of the "
+            "event loop",
+        ),
+    ] = 0.0
+
+
 class Serving(spec.Section, frozen=True):
     """The scoring service."""
 
@@ -580,6 +595,7 @@ class Serving(spec.Section, frozen=True):
     poll_s: Annotated[float, Meta(gt=0, description="seconds between looks for a new snapshot")] = 0.5
     threads: Annotated[int, Meta(ge=1, le=64, description="torch threads")] = 1
     exploration: Exploration = Exploration()
+    merging: Merging = Merging()
 
 
 class Divergence(spec.Section, frozen=True):
