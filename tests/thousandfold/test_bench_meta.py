@@ -167,6 +167,9 @@ def test_chosen_settings_reach_the_variant_and_wrong_ones_are_refused() -> None:
     found = gains.configured(CONFIG, "cavia", {"cavia": {"inner_rate": 0.7, "inner_steps": 3}})
     assert (found.meta.algorithm, found.meta.inner_rate, found.meta.inner_steps, found.meta.mode) == ("cavia", 0.7, 3, "on")
     assert gains.configured(CONFIG, "off", {"off": {"inner_rate": 9.0}}).meta.mode == "off"
+    more = gains.configured(CONFIG, "film", {"film": {"support_rows": 2 * CONFIG.support.size}})
+    assert more.support.size == more.meta.support_rows == 2 * CONFIG.support.size
+    assert found.support == CONFIG.support
     for variant, chosen in (("film", {"film": {"inner_steps": 9}}), ("film", {"film": {"inner_speed": 1}}), ("magic", {})):
         with pytest.raises(configuration.ConfigError, match=variant):
             gains.check(CONFIG, [variant], chosen)

@@ -14,7 +14,7 @@ Say = Callable[[str], None]
 GRID: dict[str, tuple[Any, ...]] = {
     "inner_rate": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
     "prior_rows": (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
-    "support_rows": (8, 16, 32),
+    "support_rows": (8, 16, 32, 64),
     "inner_steps": (1, 2, 3, 5),
     "weight": (0.125, 0.25, 0.5, 1.0, 2.0),
     "inner_decay": (0.0, 0.01, 0.1),

@@ -42,6 +42,8 @@ NOWHERE = Store()
 def configured(config: configuration.Config, variant: str, chosen: Mapping[str, Settings]) -> configuration.Config:
     """The configuration of a variant, with the settings chosen for it; fine-tuning adapts as first-order MAML does.
 
+    Where a variant adapts on more rows than are kept, as many are kept.
+
     Raises:
         ConfigError: there is no such variant, or a setting is not one of [meta].
     """
@@ -58,7 +60,8 @@ def configured(config: configuration.Config, variant: str, chosen: Mapping[str, 
         )  # fmt: skip
     except msgspec.ValidationError as error:
         raise configuration.ConfigError(f"settings of {variant}: {error}") from error
-    return msgspec.structs.replace(config, meta=meta)
+    kept_rows = msgspec.structs.replace(config.support, size=max(config.support.size, meta.support_rows))
+    return msgspec.structs.replace(config, meta=meta, support=kept_rows)
 
 
 def check(config: configuration.Config, variants: Sequence[str], chosen: Mapping[str, Settings]) -> None:
