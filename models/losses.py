@@ -14,14 +14,17 @@ objective neither change nor dilute what it learns from the others, however rare
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from models import own_loss
 from state import config
 
+F32 = npt.NDArray[np.float32]
 GREATEST_LOG = 80.0
 """exp of more would leave float32."""
 
@@ -200,6 +203,18 @@ def _prediction(part: Part, own: torch.Tensor) -> torch.Tensor:
         value = own * part.scale
         return torch.expm1(value.clamp(max=GREATEST_LOG)) if part.log1p else value
     return torch.sigmoid(own)
+
+
+def value(part: Part, logit: F32) -> F32:
+    """The value (n,) that logits (n,) of a regression predict."""
+    told: F32 = _prediction(part, torch.from_numpy(logit)).numpy()
+    return told
+
+
+def seen(part: Part, value: npt.NDArray[Any]) -> F32:
+    """What the loss of a regression sees of values (n,): the target of its logit."""
+    target: F32 = _seen(part, torch.from_numpy(value)).numpy()
+    return target
 
 
 def _target(part: Part, label: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Impression(msgspec.Struct):
     items: list[Shown]
 
 
-class Action(msgspec.Struct):
+class Action(msgspec.Struct, omit_defaults=True):
     """A message of the topic `clicks`."""
 
     request_id: str
@@ -52,6 +52,7 @@ class Action(msgspec.Struct):
     ts_ms: int
     item_id: str | None
     action: str
+    value: float = 1.0
 
 
 class Pace(NamedTuple):
@@ -205,7 +206,9 @@ def _build(
         if kind & 1:
             item, ts = int(block.a_item[k]), int(ts_ms[i] + block.a_delay_ms[k])
             item_id = item_ids[item] if item >= 0 else None
-            yield Send(at, user, Action(request, world.users.ids[user], ts, item_id, world.kinds[block.a_kind[k]]), 0, again)
+            value = 1.0 if block.a_value is None else float(block.a_value[k])
+            action = Action(request, world.users.ids[user], ts, item_id, world.kinds[block.a_kind[k]], value)
+            yield Send(at, user, action, 0, again)
             continue
         codes = block.item[block.start[i] : block.start[i + 1]].tolist()
         shown = [Shown(item_ids[c], p, raw.item(c)) for p, c in enumerate(codes)]

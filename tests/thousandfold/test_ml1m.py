@@ -50,6 +50,17 @@ def test_a_rating_of_five_is_also_a_second_kind_of_action_where_it_is_asked_for(
     assert not plain.a_kind.any()
 
 
+def test_every_rating_is_also_an_action_with_its_value_and_one_with_its_class_where_it_is_asked_for() -> None:
+    block = ml1m.block(RATINGS, loved=True, rated=True)
+    assert ml1m.world(RATINGS, loved=True, rated=True).kinds == ("click", "love", "rate", "grade")
+    assert blocks.values(block, 2).tolist() == [3, 1, 5, 4, 2, 4]
+    assert blocks.values(block, 3).tolist() == [2, 0, 4, 3, 1, 3]
+    assert np.isfinite(blocks.values(block, 2, least=4)).tolist() == blocks.labels(block, 0).astype(bool).tolist()
+    assert np.isnan(blocks.values(block, 1)).tolist() == [True, True, False, True, True, True]
+    first = blocks.take(block, 2)
+    assert blocks.values(first, 2).tolist() == [3, 1]
+
+
 def test_the_scenario_is_the_age_of_the_user() -> None:
     ages = np.array([1, 18, 25, 35, 45, 50, 56], np.int32)
     ratings = RATINGS._replace(user=np.arange(7, dtype=np.int32), at_s=np.arange(7), age=ages, item=np.zeros(7, np.int32))

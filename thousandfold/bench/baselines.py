@@ -58,27 +58,44 @@ def river(inputs: Inputs, objective: int, rate: float, tell: Tell | None = None)
 
 
 @kernel
-def _bias(start: I64, known: I64, user: I32, item: I32, label: F32, rate: float, bu: F64, bi: F64, out: F32) -> None:
-    base, learned = 0.0, 0
+def _bias(
+    start: I64, known: I64, user: I32, item: I32, label: F32, rate: float, linear: bool, bu: F64, bi: F64, out: F32
+) -> None:  # fmt: skip
+    base, mean, told, learned = 0.0, 0.0, 0, 0
     for i in range(len(known)):
         while learned < known[i]:
             for r in range(start[learned], start[learned + 1]):
+                if np.isnan(label[r]):
+                    continue
                 u, v = user[learned], item[r]
-                step = rate * (label[r] - 1.0 / (1.0 + np.exp(-(base + bu[u] + bi[v]))))
+                if linear:
+                    told += 1
+                    mean += (label[r] - mean) / told
+                step = rate * (label[r] - _said(base + bu[u] + bi[v], mean, linear))
                 base += 0.1 * step
                 bu[u] += step
                 bi[v] += step
             learned += 1
         for r in range(start[i], start[i + 1]):
-            out[r] = 1.0 / (1.0 + np.exp(-(base + bu[user[i]] + bi[item[r]])))
+            out[r] = _said(base + bu[user[i]] + bi[item[r]], mean, linear)
 
 
-def bias(inputs: Inputs, objective: int, rate: float) -> F32:
-    """A running bias per user and per item, and one of all, by SGD on the logloss after every event. (R,)"""
+@kernel
+def _said(logit: float, mean: float, linear: bool) -> float:
+    """What a logit predicts: a probability, or how far a value lies from the mean of those before."""
+    return mean + logit if linear else 1.0 / (1.0 + np.exp(-logit))
+
+
+def bias(inputs: Inputs, objective: int, rate: float, *, linear: bool = False) -> F32:
+    """A running bias per user and per item, and one of all, by SGD on the logloss after every event. (R,)
+
+    `linear`: on the squared error of a value instead, around the mean of the values so far. Rows without a label teach nothing.
+    """
     users, items = _codes(inputs.user), _codes(inputs.item)
     out = np.empty(inputs.rows, np.float32)
     label = np.ascontiguousarray(inputs.label[:, objective])
-    _bias(inputs.start, inputs.known, users, items, label, rate, np.zeros(users.max() + 1), np.zeros(items.max() + 1), out)
+    bu, bi = np.zeros(users.max() + 1), np.zeros(items.max() + 1)
+    _bias(inputs.start, inputs.known, users, items, label, rate, linear, bu, bi, out)
     return out
 
 
@@ -135,12 +152,13 @@ def _fm_score(row: Any, x: Any, v: F32, w: F32, nv: F32, nw: F32, total: F64) ->
 
 @kernel
 def _fm(
-    start: I64, known: I64, ids_: I32, x: F32, label: F32, rate: float, batch: int,
+    start: I64, known: I64, ids_: I32, x: F32, label: F32, rate: float, batch: int, linear: bool,
     v: F32, w: F32, nv: F32, nw: F32, av: F32, aw: F32, anv: F32, anw: F32, out: F32,
 ) -> None:  # fmt: skip
     """Predict every list, then learn what is known in minibatches of whole lists up to `batch` rows; AdaGrad per number."""
     rows, fields, numbers, width = ids_.shape[0], ids_.shape[1], x.shape[1], v.shape[1]
     mean, square, weight = np.zeros(numbers), np.ones(numbers), 0.0
+    middle, told = 0.0, 0
     z = np.zeros((rows, numbers), np.float32)
     total = np.zeros(width)
     room = batch
@@ -158,10 +176,16 @@ def _fm(
                 last += 1
             if last == known[i] and start[last] - start[learned] < batch and i < len(known) - 1:
                 break
-            n, bias_step = 0, 0.0
+            n, size, bias_step = 0, 0, 0.0
             gnv[:, :], gnw[:] = 0.0, 0.0
             for r in range(start[learned], start[last]):
-                g = 1.0 / (1.0 + np.exp(-_fm_score(ids_[r], z[r], v, w, nv, nw, total))) - label[r]
+                if np.isnan(label[r]):
+                    continue
+                size += 1
+                if linear:
+                    told += 1
+                    middle += (label[r] - middle) / told
+                g = _said(_fm_score(ids_[r], z[r], v, w, nv, nw, total), middle, linear) - label[r]
                 bias_step += g
                 for f in range(fields):
                     e = ids_[r, f]
@@ -179,7 +203,9 @@ def _fm(
                     gnw[j] += g * z[r, j]
                     for k in range(width):
                         gnv[j, k] += g * z[r, j] * (total[k] - nv[j, k] * z[r, j])
-            size = start[last] - start[learned]
+            learned = last
+            if size == 0:
+                continue
             for m in range(n):
                 e = touched[m]
                 mark[e] = -1
@@ -191,14 +217,13 @@ def _fm(
                 for k in range(width):
                     _adagrad(nv[j], anv[j], k, gnv[j, k] / size, rate)
             _adagrad(w, aw, len(w) - 1, bias_step / size, rate)
-            learned = last
         for r in range(start[i], start[i + 1]):
             for j in range(numbers):
                 if np.isfinite(x[r, j]):
                     away = x[r, j] - mean[j]
                     value = away / np.sqrt(max(square[j], 1e-6)) if weight > 0.0 else 0.0
                     z[r, j] = min(max(value, -4.0), 4.0)
-            out[r] = 1.0 / (1.0 + np.exp(-_fm_score(ids_[r], z[r], v, w, nv, nw, total)))
+            out[r] = _said(_fm_score(ids_[r], z[r], v, w, nv, nw, total), middle, linear)
         for r in range(start[i], start[i + 1]):
             weight += 1.0
             for j in range(numbers):
@@ -214,8 +239,12 @@ def _adagrad(values: Any, accumulated: Any, at: int, gradient: float, rate: floa
     values[at] -= rate * gradient / (np.sqrt(accumulated[at]) + 1e-8)
 
 
-def fm32(inputs: Inputs, objective: int, rate: float, width: int, seed: int) -> F32:
-    """A factorisation machine (Rendle 2010) over ids and standardised numbers, minibatches of at most 32 rows, AdaGrad. (R,)"""
+def fm32(inputs: Inputs, objective: int, rate: float, width: int, seed: int, *, linear: bool = False) -> F32:
+    """A factorisation machine (Rendle 2010) over ids and standardised numbers, minibatches of at most 32 rows, AdaGrad. (R,)
+
+    `linear`: the squared error of a value instead of the logloss, around the mean of the values so far. Rows without a label
+    teach nothing.
+    """
     fields, n = inputs.ids.shape[1], 0
     codes = np.empty((inputs.rows, fields), np.int32)
     for f in range(fields):
@@ -233,7 +262,7 @@ def fm32(inputs: Inputs, objective: int, rate: float, width: int, seed: int) -> 
         np.full_like(nw, FM_START),
     )
     out, label = np.empty(inputs.rows, np.float32), np.ascontiguousarray(inputs.label[:, objective])
-    _fm(inputs.start, inputs.known, codes, inputs.x, label, rate, FM_BATCH, v, w, nv, nw, av, aw, anv, anw, out)
+    _fm(inputs.start, inputs.known, codes, inputs.x, label, rate, FM_BATCH, linear, v, w, nv, nw, av, aw, anv, anw, out)
     return out
 
 

@@ -2,8 +2,8 @@
 
 A log is a table of shown rows, one per item shown, with the columns `time` (timestamp, or integer milliseconds), `user`, `item`,
 `scenario`, `request` (rows with the same value are one shown list, in the order of the file), one column per objective with its
-label (0 or 1), and one column for every source that the feature spec names, under the source's full name (`item.price`) or its
-last part (`price`). A table of actions has `time`, `user`, `item` (null: none), `kind` and perhaps `request`.
+label (`FORMS`; 0 or 1 of a binary one), and one column for every source that the feature spec names, under the source's full name
+(`item.price`) or its last part (`price`). A table of actions has `time`, `user`, `item` (null: none), `kind`, perhaps `request`.
 """
 
 import pathlib
@@ -117,17 +117,30 @@ def from_blocks(config: configuration.Config, world: blocks.World, found: Sequen
 
 
 def _block_label(objective: configuration.Objective, world: blocks.World, found: Sequence[blocks.Block]) -> F32:
-    """(R,) of a binary or ranking objective; the actions of blocks have no values."""
-    if objective.kind in {"multiclass", "regression"}:
+    """(R,) from the blocks' actions."""
+    if not set(objective.kinds) <= set(world.kinds):
+        raise LogError(f"objectives: {world.name} knows the actions {', '.join(world.kinds)} only")
+    valued = all(block.a_value is not None for block in found)
+    if objective.kind in {"multiclass", "regression"} and not valued:
         raise LogError(
             f'objectives: "{objective.name}" is {objective.kind}, but actions of {world.name} have no values; use a Parquet file'
         )
+
+    def of(kind: str) -> F32:
+        return np.concatenate([blocks.values(b, world.kinds.index(kind), objective.min_value) for b in found])
+
+    if objective.kind in {"multiclass", "regression"}:
+        told = of(objective.action)
+        problem = episodes.problem_of(told, objective)
+        if problem:
+            raise LogError(f'objectives: "{objective.action}" of {world.name} has {problem}; a label is {FORMS[objective.kind]}')
+        return told
+    if objective.kind == "ranking" and not objective.weights:
+        return np.nan_to_num(of(objective.action))
     gains = dict.fromkeys(objective.kinds, 1.0) | objective.weights
-    if not set(gains) <= set(world.kinds):
-        raise LogError(f"objectives: {world.name} knows the actions {', '.join(world.kinds)} only")
-    acted = [np.concatenate([blocks.labels(b, world.kinds.index(kind)) for b in found]) * gain for kind, gain in gains.items()]
-    label: F32 = np.max(acted, 0).astype(np.float32)
-    return label
+    acted = [np.isfinite(of(kind)) * gain for kind, gain in gains.items()]
+    label: F32 = np.max(acted, 0)
+    return label.astype(np.float32)
 
 
 def _existing(config: configuration.Config, lists: events.Lists, label: F32) -> F32:
@@ -177,9 +190,8 @@ def _actions_of(
     order = order[kind[order] >= 0]
     of, item = of[order], item[order]
     named = np.where(item >= 0, item_ids[item], np.uint64(ids.PAD))
-    return events.Actions(
-        lists.request[of], named, lists.user[of], ts[order], kind[order].astype(np.int16), np.ones(len(order), np.float32)
-    )
+    value = np.concatenate([np.ones(len(b.a_list), np.float32) if b.a_value is None else b.a_value for b in found])[order]
+    return events.Actions(lists.request[of], named, lists.user[of], ts[order], kind[order].astype(np.int16), value)
 
 
 def head(log: Log, rows: int) -> Log:
@@ -386,21 +398,25 @@ def _unique(series: pl.Series) -> U64:
 
 
 def _label_actions(config: configuration.Config, lists: events.Lists, label: F32) -> events.Actions:
-    """A positive label as an action one millisecond after its list, in order of time."""
+    """A label as an action one millisecond after its list, in order of time: one that is positive, of classes and values any.
+
+    Objectives that count one kind of action make one action of it, of the greatest value.
+    """
     of_row = np.repeat(np.arange(len(lists.ts)), lists.n_items)
     parts = []
     for o, objective in enumerate(config.objectives):
         # Where values are labels, a row without action has none.
         valued = objective.kind in {"multiclass", "regression"}
         rows = np.flatnonzero(np.isfinite(label[:, o]) if valued else np.nan_to_num(label[:, o]))
-        parts.append((rows, np.full(len(rows), config.action_kinds.index(objective.action))))
-    rows, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kept = np.unique(np.stack([rows, kind]), axis=1)
-    rows, kind = kept[0], kept[1]
-    order = np.argsort(lists.ts[of_row[rows]], kind="stable")
-    rows, kind, of = rows[order], kind[order], of_row[rows[order]]
-    ones = np.ones(len(rows), np.float32)
-    return events.Actions(lists.request[of], lists.item[rows], lists.user[of], lists.ts[of] + 1, kind.astype(np.int16), ones)
+        value = label[rows, o] if valued else np.ones(len(rows), np.float32)
+        parts.append((rows, np.full(len(rows), config.action_kinds.index(objective.action)), value))
+    rows, kind, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((value, kind, rows))
+    rows, kind, value = rows[order], kind[order], value[order]
+    kept = np.flatnonzero(np.r_[(rows[1:] != rows[:-1]) | (kind[1:] != kind[:-1]), True][: len(rows)])
+    kept = kept[np.argsort(lists.ts[of_row[rows[kept]]], kind="stable")]
+    rows, kind, value, of = rows[kept], kind[kept], value[kept], of_row[rows[kept]]
+    return events.Actions(lists.request[of], lists.item[rows], lists.user[of], lists.ts[of] + 1, kind.astype(np.int16), value)
 
 
 def _table_actions(config: configuration.Config, table: pl.DataFrame, file: pathlib.Path, lists: events.Lists) -> events.Actions:

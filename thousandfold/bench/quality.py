@@ -268,7 +268,8 @@ def open_log(
         raise logs.LogError("--actions goes with --data FILE.parquet; ml1m and simulate have their own")
     if data == "ml1m":
         ratings = ml1m.load(say=say)
-        world, found = ml1m.world(ratings, loved=True), [ml1m.block(ratings, loved=True)]
+        rated = not set(ml1m.RATED).isdisjoint(config.action_kinds)
+        world, found = ml1m.world(ratings, loved=True, rated=rated), [ml1m.block(ratings, loved=True, rated=rated)]
     else:
         made = simulator.Simulator()
         world, found = made.world, list(_first(made.events(), limit or 300_000))

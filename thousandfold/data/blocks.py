@@ -64,6 +64,8 @@ class Block(NamedTuple):
     a_held_ms: I64
     again: I64
     a_again: I64
+    a_value: F32 | None = None
+    """(A,) what each action says, such as a rating; None: 1 each."""
 
 
 class Delay(NamedTuple):
@@ -110,7 +112,23 @@ def take(block: Block, lists: int) -> Block:
         a_held_ms=block.a_held_ms[kept],
         again=block.again[block.again[:, 0] < n],
         a_again=a_again,
+        a_value=None if block.a_value is None else block.a_value[kept],
     )
+
+
+def values(block: Block, kind: int, least: float = 0.0) -> F32:
+    """(R,) the greatest value of a row's actions of `kind`, NaN without one; those below `least` do not count."""
+    lists = np.repeat(np.arange(len(block.user)), np.diff(block.start))
+    width = int(max(block.item.max(initial=0), block.a_item.max(initial=0))) + 1
+    value = np.ones(len(block.a_list), np.float32) if block.a_value is None else block.a_value
+    wanted = (block.a_kind == kind) & (block.a_item >= 0) & (value >= least)
+    row, acted = lists * width + block.item, block.a_list[wanted] * width + block.a_item[wanted]
+    order = np.argsort(row, kind="stable")
+    at = order[np.searchsorted(row, acted, sorter=order).clip(max=len(row) - 1)] if len(row) else order[:0]
+    there = row[at] == acted if len(row) else np.zeros(0, bool)
+    out = np.full(len(row), -np.inf, np.float32)
+    np.maximum.at(out, at[there], value[wanted][there])
+    return np.where(np.isfinite(out), out, np.float32(np.nan))
 
 
 def labels(block: Block, kind: int) -> F32:

@@ -28,6 +28,8 @@ SHA256 = {
 }
 RATINGS, USERS, MOVIES = 1_000_209, 6_040, 3_706
 SCENARIOS = ("young", "prime", "mature")
+RATED = ("rate", "grade")
+"""Kinds of action that every rating is too, with a value: the rating, 1 to 5, and its class, 0 to 4."""
 PARSED = 1
 """Version of the parsed file; a higher one parses the wheel again."""
 
@@ -156,10 +158,10 @@ def _write(path: pathlib.Path, body: bytes) -> None:
     temporary.replace(path)
 
 
-def world(ratings: Ratings, *, loved: bool = False) -> blocks.World:
+def world(ratings: Ratings, *, loved: bool = False, rated: bool = False) -> blocks.World:
     """Users with gender, age, occupation and zip3; items with genre, genres, genre_set, year and half_decade.
 
-    `loved` as in `block`.
+    `loved` and `rated` as in `block`.
     """
     genres: list[list[blocks.Scalar]] = [list(text.split(" ")) for text in ratings.genres.tolist()]
     return blocks.World(
@@ -184,7 +186,7 @@ def world(ratings: Ratings, *, loved: bool = False) -> blocks.World:
             },
         ),
         SCENARIOS,
-        ("click", "love") if loved else ("click",),
+        ("click", *(("love",) if loved else ()), *(RATED if rated else ())),
     )
 
 
@@ -199,19 +201,23 @@ def block(
     seed: int = 0,
     *,
     loved: bool = False,
+    rated: bool = False,
 ) -> blocks.Block:
     """All 471,163 lists: a user's ratings of one second, in the order of the file; a rating above 3 is a click.
 
     Lists stand in order of time, then user. The scenario is the user's age: below 25, 25 to 34, 35 and older. With `loved` a
-    rating of 5 is a second kind of action, love.
+    rating of 5 is a second kind of action, love; with `rated` every rating is one of each kind in `RATED`, with a value.
     """
     order = in_time(ratings)
     user, at_s = ratings.user[order], ratings.at_s[order]
     first = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (at_s[1:] != at_s[:-1])])
     start = np.r_[first, len(user)].astype(np.int64)
     rating = ratings.rating[order]
-    clicked = np.flatnonzero(rating > 3)
-    acted = np.r_[clicked, np.flatnonzero(rating == 5)] if loved else clicked
+    every, one = np.arange(len(rating)), np.ones(len(rating), np.int8)
+    acts = [(np.flatnonzero(rating > 3), one)]
+    acts += [(np.flatnonzero(rating == 5), one)] if loved else []
+    acts += [(every, rating), (every, rating - 1)] if rated else []
+    acted = np.concatenate([rows for rows, _ in acts])
     group = np.searchsorted(np.array([25, 35]), ratings.age, side="right").astype(np.int16)
     n, actions, item = len(first), len(acted), ratings.item[order]
     none = np.zeros((0, 2), np.int64)
@@ -226,9 +232,10 @@ def block(
         truth=np.full(len(user), np.nan, np.float32),
         a_list=np.searchsorted(start, acted, side="right") - 1,
         a_item=item[acted],
-        a_kind=(np.arange(actions) >= len(clicked)).astype(np.int16),
+        a_kind=np.repeat(np.arange(len(acts)), [len(rows) for rows, _ in acts]).astype(np.int16),
         a_delay_ms=delay.draw(np.random.default_rng(seed), actions),
         a_held_ms=np.zeros(actions, np.int64),
         again=none,
         a_again=none,
+        a_value=np.concatenate([says[rows] for rows, says in acts]).astype(np.float32) if rated else None,
     )

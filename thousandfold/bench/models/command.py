@@ -33,7 +33,7 @@ def open_log(
 ) -> logs.Log:
     """Like `quality.open_log`, with the simulated seesaws as "simulate" and "simulate7" and the small Open Bandit Data as "obd".
 
-    Objectives may be of single scenarios; of other kinds than binary are refused before, by `protocols.settings_of`.
+    Objectives may be of single scenarios and of any kind, as far as the log has their labels.
 
     Raises:
         LogError: the file cannot be measured.
@@ -150,6 +150,8 @@ def models(
                 raise logs.LogError(
                     "--choose judges by the first objective, which must exist in every scenario; name another first"
                 )
+            if config.objectives[0].kind != "binary":
+                raise logs.LogError("--choose judges by AUC and GAUC, so the first objective must be binary; name another first")
             found = choice.choose(config, choice.plan(name, inputs, epochs), names or [config.model.name], searched)
             console.print("\n".join(["", f"# {name}: chosen on the first 20 %", *quality.written(found)]))
             continue

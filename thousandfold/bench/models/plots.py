@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thousandfold.bench import figures, grids, pages, quality
+from thousandfold.bench import grids, pages, quality
 from thousandfold.bench.models import gates as inspected
+from thousandfold.bench.models import kinds, tables, zoo
 from thousandfold.bench.models import study as studies
-from thousandfold.bench.models import tables, zoo
 
 WINDOWS, LINES = 20, 6
 LEAST_ROWS = 50
@@ -20,14 +20,14 @@ def _shown(study: studies.Study) -> list[str]:
     """The models that are ahead, and those that stand in every plot."""
     always = [name for name in (*zoo.BASELINES, zoo.ALONE, zoo.SOLO) if name in study.results]
     others = [name for name in study.results if name not in always]
-    worth = {name: study.mean("auc", studies.Key(name, "", 0)) for name in others}
+    worth = {name: study.worth(studies.Key(name, "", 0)) for name in others}
     ahead = sorted((n for n in others if np.isfinite(worth[n])), key=lambda n: -worth[n])[:LINES]
     return [name for name in study.results if name in {*ahead, *always}]
 
 
 def over_time(study: studies.Study, objective: int = 0) -> bytes:
-    """AUC of the leading models by twentieths of the log, one picture per scenario."""
-    plt, inputs = pages.pyplot(), study.plan.inputs
+    """The first figure of the leading models by twentieths of the log, one picture per scenario."""
+    plt, inputs, kind = pages.pyplot(), study.plan.inputs, study.config.objectives[objective].kind
     of_row = np.repeat(inputs.scenario, np.diff(inputs.start))
     codes = dict(quality.scenarios_of(study.config, inputs))
     bounds = np.linspace(np.flatnonzero(study.plan.counted)[0], inputs.rows, WINDOWS + 1).astype(int)
@@ -35,19 +35,18 @@ def over_time(study: studies.Study, objective: int = 0) -> bytes:
     for axis, scenario in zip(axes[0], study.scenarios, strict=True):
         chosen = of_row == codes[scenario]
         for name in _shown(study):
-            score = study.results[name].predictions[0][:, objective]
             points = []
             for low, high in itertools.pairwise(bounds.tolist()):
                 rows = low + np.flatnonzero(chosen[low:high] & study.plan.counted[low:high])
-                rows = rows[np.isfinite(inputs.label[rows, objective])]
-                enough = len(rows) >= LEAST_ROWS
-                points.append(figures.auc(inputs.label[rows, objective], score[rows]) if enough else np.nan)
+                at, told = study.rows(rows, objective)
+                judged = kinds.judge(kind, told, study.scores(name, at, objective)[0])
+                points.append(getattr(judged, kinds.KINDS[kind].headline) if len(at) >= LEAST_ROWS else np.nan)
             dashed = "--" if name in {*zoo.BASELINES, zoo.ALONE, zoo.SOLO} else "-"
             axis.plot(100 * bounds[1:] / inputs.rows, points, dashed, label=name, linewidth=1.3)
         axis.set_title(scenario)
         axis.set_xlabel("% of the rows")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel(f"AUC, {study.objectives[objective]}")
+    axes[0][0].set_ylabel(f"{study.kind(objective).title}, {study.objectives[objective]}")
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return pages.png(figure)
 
@@ -69,7 +68,7 @@ def seesaw(study: studies.Study, reference: str) -> bytes:
         d = line[j]
         if d is not None:
             axis.text(j, i, f"{d.value:+.4f}{'*' if d.p < studies.SHARED_P else ''}", ha="center", va="center", fontsize=8)
-    axis.set_title(f"{study.label}: AUC over {reference}  (* p < .01)", fontsize=10)
+    axis.set_title(f"{study.label}: {tables.titles(study)} over {reference}  (* p < .01)", fontsize=10)
     return pages.png(figure)
 
 
@@ -97,5 +96,5 @@ def write(folder: pathlib.Path, title: str, command: str, made: Sequence[studies
         shown += tables.scenarios(study)
         if study.plan.name == "P" and study.results:
             for o, objective in enumerate(study.objectives):
-                pictures[f"{study.label} AUC over time {objective}"] = over_time(study, o)
+                pictures[f"{study.label} {study.kind(o).title} over time {objective}"] = over_time(study, o)
     return pages.write(folder, title, command, shown, pictures, notices)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learner import step
-from models import base
+from models import base, losses
 from state import config as configuration
 from state import ids, spec
 from thousandfold.bench import logs, protocol
@@ -55,14 +55,14 @@ def settings_of(config: configuration.Config, name: str) -> configuration.Config
     """The configuration under which a protocol runs; R has no order of time and so neither support nor adaptation.
 
     Raises:
-        LogError: there is no such protocol.
+        LogError: there is no such protocol, or R is asked of a ranking objective.
     """
     if name not in PROTOCOLS:
         raise logs.LogError(f"--protocol {name!r}: there are {', '.join(PROTOCOLS)}")
     for objective in config.objectives:
-        if objective.kind != "binary":
+        if objective.kind == "ranking" and name == "R":
             raise logs.LogError(
-                f'objective "{objective.name}" is a {objective.kind}; bench models measures binary objectives only'
+                f'objective "{objective.name}" ranks the rows of a list, and R reads single rows; use P or C, or leave it out'
             )
     if name == "P":
         return config
@@ -155,10 +155,10 @@ def of_lists(whole: Plan, chosen: npt.NDArray[np.bool_]) -> tuple[Plan, npt.NDAr
 
 
 def run(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell: protocol.Tell | None = None) -> F32:
-    """Probabilities (R, O) of every row that counts, as served; other rows may be NaN.
+    """Predictions (R, outputs) of every row that counts, as served (`losses.predictions`); other rows may be NaN.
 
     Raises:
-        FloatingPointError: a step was skipped, or a probability of a row that counts is not finite.
+        FloatingPointError: a step was skipped, or a prediction of a row that counts is not finite.
     """
     if planned.epochs:
         found = _epochs(config, planned, trainer, tell)
@@ -167,12 +167,13 @@ def run(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell
         found = protocol.run(config, planned.inputs, tell, trainer, planned.until, since=since).adapted
     bad = ~np.isfinite(found[planned.counted])
     if bad.any():
-        raise FloatingPointError(f"{int(bad.sum())} probabilities are not finite; lower the rates in [optimizer]")
+        raise FloatingPointError(f"{int(bad.sum())} predictions are not finite; lower the rates in [optimizer]")
     return found
 
 
 def _epochs(config: configuration.Config, planned: Plan, trainer: step.Trainer, tell: protocol.Tell | None) -> F32:
-    d, best, out = planned.inputs, -np.inf, np.full_like(planned.inputs.label, np.nan)
+    d, best, goal = planned.inputs, -np.inf, losses.plan(config.objectives)
+    out = np.full((d.rows, goal.outputs), np.nan, np.float32)
     random = np.random.default_rng(config.learner.seed)
     held = slice(planned.until, planned.valid)
     now = int(d.ts.max())
@@ -186,7 +187,7 @@ def _epochs(config: configuration.Config, planned: Plan, trainer: step.Trainer, 
             if tell is not None:
                 tell(epoch * planned.until + at + len(chosen), planned.epochs * planned.until)
         judged = _score(trainer, d, held)
-        worth = -_logloss(d.label[held], judged)
+        worth = -_loss(goal, d.label[held], judged)
         if not worth > best:
             break
         best = worth
@@ -194,11 +195,20 @@ def _epochs(config: configuration.Config, planned: Plan, trainer: step.Trainer, 
     return out
 
 
-def _logloss(label: F32, score: F32) -> float:
-    """The mean over the labels that exist."""
-    there = np.isfinite(label)
-    p = np.clip(score[there].astype(np.float64), 1e-7, 1 - 1e-7)
-    return float(-np.mean(np.where(label[there] > 0, np.log(p), np.log1p(-p))))
+def _loss(goal: losses.Plan, label: F32, score: F32) -> float:
+    """Of predictions (n, outputs), the mean over the labels (n, O) that exist: nats, of a regression half the squared error."""
+    found = []
+    for o, part in enumerate(goal.parts):
+        there = np.isfinite(label[:, o])
+        y, p = label[there, o], score[there, part.at : part.at + part.width].astype(np.float64)
+        if part.kind == "multiclass":
+            found.append(-np.log(np.clip(p[np.arange(len(y)), y.astype(np.int64)], 1e-7, 1)))
+        elif part.kind == "regression":
+            found.append(0.5 * (losses.seen(part, p[:, 0]) - losses.seen(part, y)) ** 2)
+        else:
+            p = np.clip(p[:, 0], 1e-7, 1 - 1e-7)
+            found.append(-np.where(y > 0, np.log(p), np.log1p(-p)))
+    return float(np.mean(np.concatenate(found)))
 
 
 def _score(trainer: step.Trainer, d: protocol.Inputs, part: slice) -> F32:

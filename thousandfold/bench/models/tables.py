@@ -10,6 +10,7 @@ from thousandfold.bench.models import bars, seesaw, zoo
 from thousandfold.bench.models import gates as inspected
 from thousandfold.bench.models import study as studies
 
+HEADS = {"gauc": "GAUC", "rmse": "RMSE", "mae": "MAE", "ndcg": "nDCG@10"}
 REFERENCES = {
     zoo.ALONE: "each scenario's network on its own rows",
     zoo.SOLO: "a network of each scenario and objective on its own rows and labels",
@@ -19,11 +20,11 @@ REFERENCES = {
 def overall(study: studies.Study) -> Iterator[Grid]:
     """One per objective: every figure over all scenarios, AUC in each, and what the entrant cost."""
     for o, objective in enumerate(study.objectives):
-        heads = ["model", "AUC", "± se", "GAUC", "logloss", "calibration", *(f"AUC {s}" for s in study.scenarios)]
+        heads = ["model", *_heads(study, o), *(f"{study.kind(o).title} {s}" for s in study.scenarios)]
         rows = []
         for name, r in study.results.items():
             key = studies.Key(name, "", o)
-            own = [number(study.mean("auc", key._replace(scenario=s))) for s in study.scenarios]
+            own = [number(study.worth(key._replace(scenario=s))) for s in study.scenarios]
             cost = [f"{r.parameters:,}", f"{study.plan.inputs.rows / max(r.seconds, 1e-9):,.0f}", f"{r.memory_mb:,.1f}"]
             rows.append([name, *_figures(study, key), *own, *cost])
         yield Grid(f"{study.label}, {objective}: {_caption(study)}", [*heads, "parameters", "rows/s", "MB"], rows)
@@ -39,13 +40,13 @@ def scenarios(study: studies.Study) -> Iterator[Grid]:
                 d = study.differences.get(key)
                 shown = ["", ""] if d is None else [f"{d.value:+.4f} ± {d.stderr:.4f}", f"{d.p:.2g}"]
                 rows.append([name, *_figures(study, key), *shown])
-            heads = ["model", "AUC", "± se", "GAUC", "logloss", "calibration", f"over {study.reference}", "p"]
+            heads = ["model", *_heads(study, o), f"over {study.reference}", "p"]
             count = study.figures[studies.Key(next(iter(study.results)), s, o)][0].rows if study.results else 0
             yield Grid(f"{study.label}, {objective} in {s}: {count:,} rows", heads, rows)
 
 
 def seesaws(study: studies.Study) -> Iterator[Grid]:
-    """Every entrant against each reference, in AUC, by scenario and objective; starred where p is below .01."""
+    """Every entrant against each reference, in the first figure, by scenario and objective; starred where p is below .01."""
     several = len(study.objectives) > 1
     cells = [(s, o) for s in study.scenarios for o in range(len(study.objectives))]
     heads = ["model", *(f"{s} {study.objectives[o]}" if several else s for s, o in cells), "better", "worse"]
@@ -57,8 +58,12 @@ def seesaws(study: studies.Study) -> Iterator[Grid]:
                 clear = [d.value for d in found if d is not None and d.p < studies.SHARED_P]
                 counts = [str(sum(v > 0 for v in clear)), str(sum(v < 0 for v in clear))]
                 rows.append([name, *("–" if d is None else _starred(d) for d in found), *counts])
-        what = REFERENCES.get(reference, reference)
-        yield Grid(f"{study.label}: AUC over {what} (* p < .01, bootstrap of users; cells so much better and worse)", heads, rows)
+        over = f"{titles(study)} over {REFERENCES.get(reference, reference)}"
+        yield Grid(
+            f"{study.label}: {over} (* p < .01, bootstrap of users; cells so much better and worse)",
+            heads,
+            rows,
+        )
 
 
 def _starred(d: seesaw.Difference) -> str:
@@ -89,13 +94,24 @@ def verdicts(rows: list[report.Row]) -> Grid:
     return Grid("targets", ["figure", "value", "target", "against", ""], shown)
 
 
+def titles(study: studies.Study) -> str:
+    """What is compared, by kinds of objectives."""
+    return ", ".join(dict.fromkeys(study.kind(o).title for o in range(len(study.objectives))))
+
+
+def _heads(study: studies.Study, objective: int) -> list[str]:
+    kind = study.kind(objective)
+    return [kind.title, "± se", *(HEADS.get(figure, figure) for figure in list(kind.better)[1:])]
+
+
 def _figures(study: studies.Study, key: studies.Key) -> list[str]:
-    runs = [run.auc for run in study.figures[key]]
+    headline, *others = study.kind(key.objective).better
+    runs = [float(getattr(run, headline)) for run in study.figures[key]]
     stderr = f"{np.std(runs, ddof=1) / len(runs) ** 0.5:.4f}" if len(runs) > 1 and np.isfinite(runs).all() else ""
     return [
-        number(study.mean("auc", key)),
+        number(study.mean(headline, key)),
         stderr,
-        *(number(study.mean(f, key)) for f in ("gauc", "logloss", "calibration")),
+        *(number(study.mean(figure, key)) for figure in others),
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learner import step
-from models import plugins, registry
+from models import losses, plugins, registry
 from state import config as configuration
 from thousandfold.bench import baselines, kept, logs, protocol, quality
 from thousandfold.bench.models import gates, protocols
@@ -36,7 +36,7 @@ class Entrant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one entrant: probabilities (R, O) per seed, seconds a pass, numbers learned, and megabytes of them and their optimiser.
+    """Of one entrant: predictions (R, outputs) by seed, seconds a pass, numbers learned, megabytes of them and the optimiser.
 
     `problem` says why there are no predictions, or is empty. `gates` are those of the first seed (`gates.values`).
     """
@@ -169,7 +169,7 @@ class Bench:
 
     def _scenarios(self, config: configuration.Config, name: str, of: protocols.Plan) -> Result:
         whole = of.inputs
-        out = np.full_like(whole.label, np.nan)
+        out = np.full((whole.rows, losses.plan(config.objectives).outputs), np.nan, np.float32)
         results = []
         for scenario in np.unique(whole.scenario).tolist():
             planned, rows = protocols.of_scenario(of, scenario)
@@ -184,30 +184,60 @@ class Bench:
     def baselines(self, config: configuration.Config) -> Iterator[tuple[str, Result]]:
         """The factorisation machine at batch 32, as late as the models, and the bias per event; one pass in every protocol."""
         q, inputs = config.quality, self.plan.inputs
-        objectives = range(inputs.label.shape[1])
         distinct = sum(len(np.unique(column)) for column in inputs.ids.T) + inputs.x.shape[1]
-        size = len(objectives) * (distinct * (q.fm_width + 1) + 1)
+        people = len(np.unique(inputs.user)) + len(np.unique(inputs.item))
 
-        def fm(d: protocol.Inputs, o: int, seed: int) -> F32:
+        def fm(d: protocol.Inputs, linear: bool, seed: int) -> F32:
             if self.plan.epochs:
-                return baselines.fm32(d, o, q.fm_live_rate, q.fm_width, seed)
-            return baselines.fm32(protocol.blocked(d, q.block_rows), o, q.fm_rate, q.fm_width, seed)
+                return baselines.fm32(d, 0, q.fm_live_rate, q.fm_width, seed, linear=linear)
+            return baselines.fm32(protocol.blocked(d, q.block_rows), 0, q.fm_rate, q.fm_width, seed, linear=linear)
 
-        began = time.perf_counter()
-        found = [np.stack([self._where_there(o, functools.partial(fm, o=o, seed=s)) for o in objectives], 1) for s in self.seeds]
-        yield "fm32", Result(found, (time.perf_counter() - began) / len(self.seeds), size, 8 * size / 1e6, {})
-        began = time.perf_counter()
-        bias = [self._where_there(o, functools.partial(baselines.bias, objective=o, rate=q.bias_rate)) for o in objectives]
-        size = len(objectives) * (len(np.unique(inputs.user)) + len(np.unique(inputs.item)) + 1)
-        yield "bias", Result([np.stack(bias, 1)], time.perf_counter() - began, size, 8 * size / 1e6, {})
+        def bias(d: protocol.Inputs, linear: bool) -> F32:
+            return baselines.bias(d, 0, q.bias_rate, linear=linear)
 
-    def _where_there(self, objective: int, model: Callable[[protocol.Inputs], F32]) -> F32:
-        """A baseline on the lists in which the objective exists; NaN elsewhere."""
+        def machine(own: configuration.Config, _: str) -> Result:
+            return self._baseline(own, functools.partial(fm, seed=own.learner.seed), distinct * (q.fm_width + 1) + 1)
+
+        yield "fm32", self._seeds(Entrant("fm32", config), machine)
+        yield "bias", self._stored(config, "bias", lambda own, _: self._baseline(own, bias, people + 1))
+
+    def _baseline(self, config: configuration.Config, model: Callable[[protocol.Inputs, bool], F32], size: int) -> Result:
+        """One pass of a baseline that learns `size` numbers for each output."""
+        began = time.perf_counter()
+        found = self._all(config, model)
+        size *= found.shape[1]
+        return Result([found], time.perf_counter() - began, size, 8 * size / 1e6, {})
+
+    def _all(self, config: configuration.Config, model: Callable[[protocol.Inputs, bool], F32]) -> F32:
+        """(R, outputs) of a baseline of one output, by kind: of several classes one for each against the others, of a ranking
+        whether a row was acted on, of a regression (`linear`) the value as its loss sees it.
+        """
+        columns = []
+        for o, part in enumerate(losses.plan(config.objectives).parts):
+            label = self.plan.inputs.label[:, o]
+            if part.kind == "multiclass":
+                told = [self._where_there(_same(label, c), lambda d: model(d, False)) for c in range(part.width)]
+                columns += list(np.stack(told) / np.sum(told, axis=0))
+            elif part.kind == "regression":
+                columns.append(losses.value(part, self._where_there(losses.seen(part, label), lambda d: model(d, True))))
+            else:
+                own = np.sign(label) if part.kind == "ranking" else label
+                columns.append(self._where_there(own, lambda d: model(d, False)))
+        return np.stack(columns, 1)
+
+    def _where_there(self, label: F32, model: Callable[[protocol.Inputs], F32]) -> F32:
+        """A baseline that learns labels (R,) on the lists that have one; NaN elsewhere."""
         d = self.plan.inputs
         out = np.full(d.rows, np.nan, np.float32)
-        planned, rows = protocols.of_lists(self.plan, np.isfinite(d.label[d.start[:-1], objective]))
-        out[rows] = model(protocol.frozen(planned.inputs, planned.until))
+        planned, rows = protocols.of_lists(self.plan, np.logical_or.reduceat(np.isfinite(label), d.start[:-1]))
+        told = planned.inputs._replace(label=np.ascontiguousarray(label[rows, None]))
+        out[rows] = model(protocol.frozen(told, planned.until))
         return out
+
+
+def _same(label: F32, value: int) -> F32:
+    """1 where labels (R,) are `value`, else 0; NaN stays."""
+    return np.where(np.isnan(label), label, label == value).astype(np.float32)
 
 
 def _together(prediction: F32, results: Sequence[Result]) -> Result:
