@@ -432,7 +432,7 @@ def test_predictions_that_are_not_finite_are_an_error(monkeypatch: pytest.Monkey
     plan = planned("P")
     broken = protocol.Scores(*(np.full_like(plan.inputs.label, np.nan) for _ in range(3)))
     monkeypatch.setattr(protocol, "run", lambda *_, **__: broken)
-    with pytest.raises(FloatingPointError, match="probabilities are not finite"):
+    with pytest.raises(FloatingPointError, match="predictions are not finite"):
         predict("P", plan)
 
 
