@@ -71,6 +71,8 @@ def problem(settings: config.Config) -> str:
         return "objectives.layers: objectives of the old model have further layers before the tower, which no expert has"
     if model.name == "ple" and model.levels > 1:
         return f"model.levels: is {model.levels}, must be 1: a second level reads what the first one mixed, which no expert does"
+    if model.embedding_widths:
+        return "model.embedding_widths: embeddings of several widths cannot be merged"
     if model.own_rows:
         return "model.own_rows: the old model has own rows already; take the models that it was made of"
     return ""

@@ -30,7 +30,8 @@ class Columns(NamedTuple):
     """Geometry of the id matrix for the kernels: start and width (C,) of each category, field (F,) of each column.
 
     `each` (U,): columns that are gathered one by one beside their pooled category. Categories that share have one field.
-    `category` (F,): of each column; `apart` (F,): its place in `each`, or -1. `width`: numbers of an embedding.
+    `category` (F,): of each column; `apart` (F,): its place in `each`, or -1. `width`: numbers of an embedding; `used` (C,):
+    how many of them, from the first, a category has.
     """
 
     starts: I64
@@ -40,6 +41,7 @@ class Columns(NamedTuple):
     category: I64
     apart: I64
     width: int
+    used: I64
 
     def of(self, category: int) -> int:
         """First id column of a category, -1 for none."""
@@ -59,7 +61,9 @@ def columns(settings: config.Config) -> Columns:
     apart = np.full(int(widths.sum()), -1, np.int64)
     apart[each] = np.arange(len(each))
     category = np.repeat(np.arange(len(starts)), widths)
-    return Columns(starts, widths, np.repeat(fields, widths), each, category, apart, settings.model.embedding_width)
+    width, own = settings.model.embedding_width, settings.model.embedding_widths
+    used = np.array([own.get(c.share or c.name, width) for c in features.categories], np.int64)
+    return Columns(starts, widths, np.repeat(fields, widths), each, category, apart, width, used)
 
 
 def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F32, out: F32) -> None:
@@ -108,6 +112,7 @@ class Learning(NamedTuple):
     marks: I32
     starts: I64
     widths: I64
+    used: I64
     category: I64
     apart: I64
     each: int
@@ -123,7 +128,7 @@ def descend(learning: Learning, rows: I32, gradient: F32) -> None:
     k = learning
     at = gradient.shape[1] - len(k.starts) - k.each * (k.state.shape[1] - fused_rows.BESIDE + 1)
     fused_rows.descend(
-        k.state, k.marks, rows, k.starts, k.widths, k.category, k.apart, at, gradient, k.rate, k.before, k.stamp, k.total
+        k.state, k.marks, rows, k.starts, k.widths, k.used, k.category, k.apart, at, gradient, k.rate, k.before, k.stamp, k.total
     )  # fmt: skip
 
 
@@ -182,6 +187,7 @@ class Table:
         )
         rows, numbers = self.map.fields + embedding.capacity, len(spec.number_names(settings.features))
         self.width = settings.model.embedding_width
+        self._narrow = np.flatnonzero(self.columns.used < self.width)
         self._state = _zeros(rows, self.width + fused_rows.BESIDE)
         self.table = self._state[:, : self.width + 1]
         self.accumulator = self._state[:, self.width + 1 : self.width + 3]
@@ -210,6 +216,10 @@ class Table:
             fused_rows.initialise(
                 self._state, fresh.rows, fresh.keys, s.learner.seed, s.embedding.init_scale, s.optimizer.embedding_accumulator
             )
+            for category in self._narrow.tolist():
+                start, used = int(self.columns.starts[category]), int(self.columns.used[category])
+                own = rows[:, start : start + int(self.columns.widths[category])]
+                self.table[own[np.isin(own, fresh.rows)], used : self.width] = 0
         return rows
 
     def place(self, rows: I32, values: F32) -> None:
@@ -244,7 +254,7 @@ class Table:
             fused_rows.mark(self._marks, rows, self._before, self._stamp)
         self._marked, c = None, self.columns
         return Learning(
-            self._state, self._marks, c.starts, c.widths, c.category, c.apart, len(c.each),
+            self._state, self._marks, c.starts, c.widths, c.used, c.category, c.apart, len(c.each),
             self._settings.optimizer.embedding_rate, self._before, self._stamp, self._total,
         )  # fmt: skip
 
@@ -272,13 +282,24 @@ class Table:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete state as views, rows never used left out."""
         used = self.map.rows
+        narrow = {"table.used": self.columns.used} if len(self._narrow) else {}
         return {
             "table": self.table[:used], "accumulator": self.accumulator[:used], "moments": self.moments,
-            "moments.observed": self.observed, **self.map.arrays(),
+            "moments.observed": self.observed, **self.map.arrays(), **narrow,
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
-        """Take over a state that `arrays` returned (copied)."""
+        """Take over a state that `arrays` returned (copied).
+
+        Raises:
+            ValueError: its categories use other numbers of their embeddings than here, where any use fewer than all.
+        """
+        had = arrays.get("table.used", np.full(len(self.columns.used), self.width))
+        if len(self._narrow) and had.tolist() != self.columns.used.tolist():
+            raise ValueError(
+                f"model.embedding_widths: the snapshot's categories use {had.tolist()} numbers of their embeddings, this "
+                f"configuration's {self.columns.used.tolist()}; go back to the old widths, or begin without a snapshot"
+            )
         self.map.load(dict(arrays))
         used = len(arrays["table"])
         self.table[:used], self.accumulator[:used] = arrays["table"], arrays["accumulator"]

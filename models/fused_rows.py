@@ -176,17 +176,19 @@ def _chain(
 
 @kernel
 def descend(
-    state: F32, marks: I32, rows: I32, starts: I64, widths: I64, of: I64, apart: I64, at: int, gradient: F32, rate: float,
-    before: I32, stamp: int, total: F32,
+    state: F32, marks: I32, rows: I32, starts: I64, widths: I64, used: I64, of: I64, apart: I64, at: int, gradient: F32,
+    rate: float, before: I32, stamp: int, total: F32,
 ) -> int:  # fmt: skip
     """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
+
+    Rows of category c have `used[c]` numbers; those beyond stay as they are and do not count in the accumulator.
 
     Rows (n, F) were marked with `stamp`. Column f is of category `of[f]`; where it was gathered one by one as well, that is place
     `apart[f]` (else -1) from column `at` on. The first-order weight has an accumulator of its own, as its gradient is of another
     size. `gradient` is of gathered rows; `total` (E + 1,) is scratch. Returns how many distinct rows were changed.
     """
     width, line, place, later = state.shape[1] - BESIDE, state.strides[0], address(state), _rows_ahead(rows.shape[1])
-    first, tiny, step, share = gradient.shape[1] - len(starts), np.float32(1e-8), np.float32(rate), np.float32(1 / width)
+    first, tiny, step = gradient.shape[1] - len(starts), np.float32(1e-8), np.float32(rate)
     ids, base, changed, slopes = rows.shape[1], np.int32(stamp), 0, address(gradient)
     weight_of, square_of = np.uintp(width), np.uintp(width + 1)
     for i in range(rows.shape[0]):
@@ -201,11 +203,11 @@ def descend(
             if before[e] > 0 or widths[c] > 1 or apart[f] >= 0:
                 _chain(int(np.int64(e)), width, rows, starts, widths, of, apart, at, gradient, before, total)
                 source, weight = address(total), total[width]
-            k = np.uintp(r)
-            square = state[k, square_of] + row_squares(source, width) * share
+            k, own = np.uintp(r), used[c]
+            square = state[k, square_of] + row_squares(source, own) * np.float32(1 / own)
             weight_square = state[k, square_of + np.uintp(1)] + weight * weight
             state[k, square_of], state[k, square_of + np.uintp(1)] = square, weight_square
             state[k, weight_of] -= step / (np.sqrt(weight_square) + tiny) * weight
-            add(place + r * line, source, -step / (np.sqrt(square) + tiny), width)
+            add(place + r * line, source, -step / (np.sqrt(square) + tiny), own)
             changed += 1
     return changed

@@ -73,6 +73,7 @@ def _refuse_shapes(old: config.Config, new: config.Config) -> None:
     for setting, own, must in (
         ("objectives", new.objectives, old.objectives),
         ("model.embedding_width", new.model.embedding_width, old.model.embedding_width),
+        ("model.embedding_widths", new.model.embedding_widths, old.model.embedding_widths),
         ("model.wide", new.model.wide, old.model.wide),
         ("model.expert_hidden", donors.widths(new), donors.widths(old)),
         ("model.own_towers", new.model.own_towers or not donors.has_towers(old), True),

@@ -229,6 +229,13 @@ class Model(spec.Section, frozen=True):
         ),
     ] = "auto"
     embedding_width: Annotated[int, Meta(ge=1, le=256, description="numbers per embedding row")] = 16
+    embedding_widths: Annotated[
+        dict[str, Annotated[int, Meta(ge=1)]],
+        Meta(
+            description="categories that use fewer of these numbers, at most `embedding_width`: the others are 0 and never "
+            "learned; a category that shares another's embeddings goes with it"
+        ),
+    ] = {}
     hidden: Annotated[tuple[int, ...], Meta(min_length=1, description="widths of the tower's hidden layers")] = (64, 32)
     gate_hidden: Annotated[int, Meta(ge=1, description="width of the hidden layer of each Gate NU")] = 32
     gamma: Annotated[float, Meta(gt=0, description="scale of a gate; 2 centres it on 1")] = 2.0

@@ -68,7 +68,7 @@ def contradictions(config: "Config") -> list[tuple[str, str]]:
         found += [(key, f'must be 0: model.name = "{config.model.name}" has no layers of an objective') for key in deep]
     if config.model.dropout and config.model.native is True:
         found.append(("model.dropout", 'no native step leaves anything out; set model.native to "auto" or false'))
-    found += _unexplorable(config) + _owned(config) + _unretrievable(config)
+    found += _unexplorable(config) + _owned(config) + _widths(config) + _unretrievable(config)
     if config.support.max_age_s < config.join.window_s:
         found.append(("support.max_age_s", "must be at least join.window_s, or no sample would ever be support"))
     return found
@@ -102,6 +102,20 @@ def _unexplorable(config: "Config") -> list[tuple[str, str]]:
     if config.objectives[0].kind != "binary":
         found.append(("serving.exploration.share", f'needs a binary first objective, "{config.objectives[0].name}" is not one'))
     return found
+
+
+def _widths(config: "Config") -> list[tuple[str, str]]:
+    """Widths that categories cannot have."""
+    wanted, widest = config.model.embedding_widths, config.model.embedding_width
+    owners = [c.name for c in config.features.categories if not c.share]
+    allowed = f"allowed: {', '.join(owners)}"
+    problems = [f'"{n}" is no category with embeddings of its own; {allowed}' for n in wanted if n not in owners]
+    problems += [f"{n} = {width} is more than model.embedding_width, {widest}" for n, width in wanted.items() if width > widest]
+    if wanted and config.model.name == "lr":
+        problems.append("lr has weights in the place of embeddings, one an objective; remove it")
+    if wanted and config.embedding.cold != "off":
+        problems.append('not together with embedding.cold = "meta", which generates whole rows; remove one')
+    return [("model.embedding_widths", problem) for problem in problems[:1]]
 
 
 def _owned(config: "Config") -> list[tuple[str, str]]:

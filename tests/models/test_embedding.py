@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
-from models import embedding
-from state import ids
+from learner import step
+from models import base, embedding, scorer
+from state import consistency, ids
 from tests import minibatches
 
 
@@ -157,3 +160,87 @@ def test_an_evicted_row_is_reset_for_its_next_owner() -> None:
     assert table.accumulator[rows[0, 0]].tolist() == pytest.approx([1e-6, 1e-6])
     first_again = table.admit(first, 5001)
     assert table.table[first_again[0, 0]].tolist() == untrained.tolist()
+
+
+def test_a_category_of_fewer_numbers_learns_as_in_a_table_of_that_width_and_touches_nothing_beyond() -> None:
+    widths = dict.fromkeys(("user", "item", "scenario", "genres"), 2)
+    whole = minibatches.settings(embedding={"init_scale": 0.5}, model={"embedding_widths": widths})
+    narrow = minibatches.settings(embedding={"init_scale": 0.5}, model={"embedding_width": 2})
+    batch, generator = minibatches.minibatch(whole, lists=12), np.random.default_rng(0)
+    tables = [embedding.Table(s) for s in (whole, narrow)]
+    rows = [table.admit(batch.ids, 0) for table in tables]
+    for _ in range(5):
+        gradient = generator.normal(0, 1, (len(batch.ids), tables[0].row)).astype(np.float32)
+        first = np.concatenate([np.arange(4 * c, 4 * c + 2) for c in range(4)] + [np.arange(16, tables[0].row)])
+        tables[0].descend(rows[0], gradient)
+        tables[1].descend(rows[1], np.ascontiguousarray(gradient[:, first]))
+    (found, own), (expected, same) = ([t.arrays()[name] for name in ("table", "accumulator")] for t in tables)
+    assert found[:, [0, 1, 4]].tobytes() == expected.tobytes()
+    assert own.tobytes() == same.tobytes()
+    assert not found[:, 2:4].any()
+
+
+NARROW = {"user": 3, "genres": 1}
+
+
+@pytest.mark.parametrize("name", ["pepnet", "shared_bottom", "mmoe", "trs", "fm", "dupn", "two_tower", "star", "hamur"])
+def test_every_model_learns_and_serves_with_categories_of_fewer_numbers(name: str) -> None:
+    settings = minibatches.settings(model={"name": name, "embedding_widths": NARROW})
+    trainer = step.Trainer(settings)
+    first, beyond = None, {0: 3, 3: 1}
+    for i in range(6):
+        batch = minibatches.minibatch(settings, i, support=4)
+        assert not trainer.step(batch, 1000 * i).skipped
+        first = batch if first is None else first
+    assert first is not None
+    fields = trainer.table.columns.field_of
+    rows = trainer.find(first.ids)
+    for field in range(4):
+        mine = rows[:, fields == field]
+        values = trainer.table.table[mine[mine >= 0]]
+        used = beyond.get(field, 4)
+        assert not values[:, used:4].any()
+        assert (values[:, used - 1] != 0).any()
+    arrays = {name: array.copy() for name, array in trainer.arrays().items()}
+    served = scorer.Scorer(settings, {n: arrays[n] for n in trainer.serving_names})
+    one = minibatches.minibatch(settings, 1, lists=1, support=4)
+    support = (one.s_ids, one.s_x, one.s_label)
+    scored = served.score(one.ids, one.x, int(one.scenario[0]), base.Support(*support))
+    assert scored.adapted == pytest.approx(trainer.score(one).adapted, abs=2e-5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_native_and_torch_agree_on_categories_of_fewer_numbers(native: bool) -> None:
+    settings = minibatches.settings(model={"embedding_widths": NARROW})
+    reference, other = step.Trainer(settings, native=False, compiled=False), step.Trainer(settings, native=native)
+    for i in range(4):
+        said = [t.step(minibatches.minibatch(settings, i), 1000 * i).adapted for t in (reference, other)]
+        assert said[0] == pytest.approx(said[1], abs=2e-5)
+
+
+def test_a_snapshot_of_other_widths_is_refused_and_one_of_the_same_goes_on() -> None:
+    settings = minibatches.settings(model={"embedding_widths": NARROW})
+    trainer = step.Trainer(settings)
+    trainer.step(minibatches.minibatch(settings, 0), 0)
+    arrays = {name: array.copy() for name, array in trainer.arrays().items()}
+    again = step.Trainer(settings)
+    again.load(arrays)
+    assert again.arrays()["table"].tobytes() == arrays["table"].tobytes()
+    other = step.Trainer(minibatches.settings(model={"embedding_widths": {"user": 2}}))
+    with pytest.raises(ValueError, match=r"model\.embedding_widths: the snapshot's categories use \[3, 4, 4, 1\]"):
+        other.load(arrays)
+    with pytest.raises(ValueError, match=re.escape('"table.used": found nothing')):
+        other.load({name: array for name, array in arrays.items() if name != "table.used"})
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"embedding_widths": {"nobody": 2}}, '"nobody" is no category with embeddings of its own; allowed: user, '),
+        ({"embedding_widths": {"user": 5}}, "user = 5 is more than model.embedding_width, 4"),
+        ({"name": "lr", "embedding_widths": {"user": 2}}, "lr has weights in the place of embeddings"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(model: dict[str, object], problem: str) -> None:
+    wanted = minibatches.settings(model=model)
+    assert problem in dict(consistency.contradictions(wanted))["model.embedding_widths"]
