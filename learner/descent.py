@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from learner import optimizers
 from models import embedding, kernels, own_gains, scenario_slots
+from models.matrices import borrowed, flat
 from state.kernels import Plain, kernel
 
 I64 = npt.NDArray[np.int64]
@@ -62,13 +63,14 @@ class Held:
 def _descend(
     dense: F32, gradient: F32, adam: Plain, guard: Plain, table: Plain, own: Plain, known: Plain, trained: Plain
 ) -> bool:  # fmt: skip
-    gains, learning = own_gains.State(*own), embedding.Learning(*table)
-    seen, rows = Seen(*known), Rows(*trained)
+    gains, learning = borrowed(own_gains.State(*own)), borrowed(embedding.Learning(*table))
+    seen, rows, state = borrowed(Seen(*known)), borrowed(Rows(*trained)), borrowed(optimizers.State(*adam))
+    dense, gradient = borrowed(dense), borrowed(gradient)
     total = kernels.squares(gradient)
-    if not (np.isfinite(total) and np.isfinite(kernels.squares(rows.slope.reshape(rows.slope.size)))):
+    if not (np.isfinite(total) and np.isfinite(kernels.squares(flat(rows.slope)))):
         return False
     embedding.descend(learning, rows.rows, own_gains.learn(gains, rows.shared, rows.slot, rows.slope))
-    optimizers.descend(dense, gradient, optimizers.State(*adam), optimizers.Rules(*guard), math.sqrt(total), rows.slot)
+    optimizers.descend(dense, gradient, state, optimizers.Rules(*guard), math.sqrt(total), rows.slot)
     shown = rows.slot[: len(rows.x)]
     embedding.observe(seen.moments, seen.observed, rows.x, shown, rows.weight)
     scenario_slots.count(shown, seen.slots)

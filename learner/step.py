@@ -119,7 +119,8 @@ class Trainer:
         rows, slot = self.table.admit(self.own_rows.apply(ids), now_ms), self._slots(ids, admit=True)
         if self.cold:
             self.cold.start(self.table, rows, x, slot)
-        work = self._work(batch, rows, x, slot, learn=True)._replace(rivals=rivals)
+        work = self._work(batch, rows, x, slot, learn=True)
+        work = work if rivals is None else work._replace(rivals=rivals)
         done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
         skipped = self._descend(done, rows, x[:own], work, self._row_weights(batch)[:own])
         if self.cold and not skipped:
@@ -137,7 +138,7 @@ class Trainer:
         if not len(work.found.rows):
             return done, 0
         broken = limits.lists(self.plan, done.unadapted, done.adapted, work.n_items, taken)
-        if not broken.any():
+        if not np.count_nonzero(broken):
             if math.isfinite(done.loss):
                 return done, 0
             broken = taken > 0

@@ -23,6 +23,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+_LAST_MARK = np.iinfo(np.int32).max
 SERVING = ("table", "map.keys", "map.values", "moments", "moments.observed")
 
 
@@ -263,7 +264,7 @@ class Table:
         self._stamp += len(self._before)
         if len(self._before) < rows.size:
             self._before = np.zeros(rows.size, np.int32)
-        if self._stamp > np.iinfo(np.int32).max - len(self._before):
+        if self._stamp > _LAST_MARK - len(self._before):
             self._marks[:, -1], self._stamp = 0, 0
         self._marked = rows
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from models import base, embedding, kernels, scenario_slots, supports
 from models.embedding import Reading
+from models.matrices import borrowed
 from state import config
 from state.kernels import Plain, kernel, plain
 
@@ -88,7 +89,8 @@ def _enter(
     to_read: Plain, to_find: Plain, asked: Plain, given: Plain, codes: I64, least: int, cap: int, row: int, learn: bool
 ) -> tuple[F32, I64, I32, F32, tuple[I64, I32, I64, I64, I64]]:  # fmt: skip
     """Inputs, slots, table rows of the extra support rows, labels of the distinct ones, and the arrays of `Distinct`."""
-    reading, known, query, support = Reading(*to_read), _Known(*to_find), Query(*asked), _Support(*given)
+    reading, known = borrowed(Reading(*to_read)), borrowed(_Known(*to_find))
+    query, support = borrowed(Query(*asked)), borrowed(_Support(*given))
     chosen = supports.choose(query.ids, query.x, support.ids, support.x, support.label, support.counts, codes, least, cap)
     first, extra = chosen[0], chosen[3]
     n, more = len(query.rows), len(extra)

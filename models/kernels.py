@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.vectors import address, ahead
-from state.kernels import kernel
+from models.vectors import address, ahead, alike, row_address
+from state.kernels import inlined, kernel
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -196,17 +196,13 @@ def adam(
         values[i] = values[i] * keep - by * mean[i] / (np.sqrt(square[i]) * root + np.float32(1e-8))
 
 
-@kernel
+@inlined
 def _same(i: int, j: int, ids: U64, x: U32, label: U32) -> bool:
-    """Their hashes say that they are, so there is nothing to leave early for."""
-    apart, different = np.uint64(0), np.uint32(0)
-    for f in range(ids.shape[1]):
-        apart |= ids[i, f] ^ ids[j, f]
-    for f in range(x.shape[1]):
-        different |= x[i, f] ^ x[j, f]
-    for f in range(label.shape[1]):
-        different |= label[i, f] ^ label[j, f]
-    return bool(apart == 0 and different == 0)
+    return (
+        alike(row_address(ids, i), row_address(ids, j), 2 * ids.shape[1])
+        and alike(row_address(x, i), row_address(x, j), x.shape[1])
+        and alike(row_address(label, i), row_address(label, j), label.shape[1])
+    )
 
 
 @kernel
@@ -217,7 +213,8 @@ def distinct(
 
     The newest `cap` rows of each wanted list are kept. `index` (L, cap) points into the distinct rows, whose positions are
     `first[:n]`; `taken` (L,) is how many a list kept. Rows are equal when every bit is; the ids alone tell most apart, so they
-    are the hash. `slots`: power-of-two scratch.
+    are the hash. Where a list repeats a row of an earlier one, its next row is likely that one's next: only others are hashed.
+    `slots`: power-of-two scratch.
     """
     slots[:] = -1
     last, n, end = np.uint64(len(slots) - 1), 0, 0
@@ -226,18 +223,21 @@ def distinct(
         taken[t] = 0
         if not wanted[t]:
             continue
-        start = max(start, end - cap)
+        start, found = max(start, end - cap), n
         for i in range(start, end):
-            h = np.uint64(0)
-            for f in range(ids.shape[1]):
-                h += (ids[i, f] ^ (GOLDEN * np.uint64(f))) * _M1
-            h = mix(h) & last
-            while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
-                h = (h + np.uint64(1)) & last
-            if slots[h] < 0:
-                slots[h] = n
-                first[n] = i
-                n += 1
-            index[t, i - start] = slots[h]
-            taken[t] += 1
+            if found >= n or not _same(i, first[found], ids, x, label):
+                h = np.uint64(0)
+                for f in range(ids.shape[1]):
+                    h += (ids[i, f] ^ (GOLDEN * np.uint64(f))) * _M1
+                h = mix(h) & last
+                while slots[h] >= 0 and not _same(i, first[slots[h]], ids, x, label):
+                    h = (h + np.uint64(1)) & last
+                if slots[h] < 0:
+                    slots[h] = n
+                    first[n] = i
+                    n += 1
+                found = slots[h]
+            index[t, i - start] = found
+            found += 1
+        taken[t] = end - start
     return n

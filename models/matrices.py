@@ -16,7 +16,7 @@ from numba.core import cgutils, errors, types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from state.kernels import kernel
+from state.kernels import inlined, kernel
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -52,9 +52,9 @@ def _apart(name: str, words: int, fill: Callable[[Any, Any], None]) -> Callable[
 
 
 def _panel(lanes: int, vectors: int) -> Callable[..., None]:
-    """A native c[rows, vectors x lanes] = a[rows, depth] b[depth, vectors x lanes], added to what is there if `add`.
+    """A native c[rows, vectors x lanes] = a[rows, depth] b[depth, vectors x lanes], added to the rows at `start` if `add`.
 
-    Takes addresses and strides in bytes: (a, row, column), (b, row), (c, row), rows, depth, add.
+    Takes addresses and strides in bytes: (a, row, column), (b, row), (c, row), (start, row), rows, depth, add.
     """
     number, index = ir.FloatType(), ir.IntType(32)
     vector = ir.VectorType(number, lanes)
@@ -62,7 +62,7 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
     spread = ir.Constant(ir.VectorType(index, lanes), [0] * lanes)
 
     def fill(builder: Any, arguments: Any) -> None:
-        a, a_row, a_column, b, b_row, c, c_row, rows, depth, add = arguments
+        a, a_row, a_column, b, b_row, c, c_row, start, start_row, rows, depth, add = arguments
         word = a.type
         name = f"llvm.fmuladd.v{lanes}f32"
         kind = ir.FunctionType(vector, [vector] * 3)
@@ -78,7 +78,7 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
             places = [[at(vector, c, row, c_row, 4 * lanes * j) for j in range(vectors)] for row in down]
             sums = [[cgutils.alloca_once(builder, vector) for _ in row] for row in places]  # type: ignore[no-untyped-call]
             for i, j in np.ndindex(height, vectors):
-                before = builder.load(places[i][j], align=4)
+                before = builder.load(at(vector, start, down[i], start_row, 4 * lanes * j), align=4)
                 builder.store(builder.select(adds, before, zeros), sums[i][j])
             with cgutils.for_range(builder, depth, intp=word) as loop:
                 right = [builder.load(at(vector, b, loop.index, b_row, 4 * lanes * j), align=4) for j in range(vectors)]
@@ -99,13 +99,14 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
                 tile(first, height)
             done = end
 
-    generate = _apart(f"thousandfold_panel_{lanes}_{vectors}", 10, fill)
+    generate = _apart(f"thousandfold_panel_{lanes}_{vectors}", 12, fill)
 
     def panel(
-        _typing: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, c: Any, c_row: Any, rows: Any, depth: Any, add: Any
-    ) -> Any:
-        del a, a_row, a_column, b, b_row, c, c_row, rows, depth, add
-        return types.void(*[types.int64] * 10), generate
+        _typing: Any, a: Any, a_row: Any, a_column: Any, b: Any, b_row: Any, c: Any, c_row: Any, start: Any, start_row: Any,
+        rows: Any, depth: Any, add: Any,
+    ) -> Any:  # fmt: skip
+        del a, a_row, a_column, b, b_row, c, c_row, start, start_row, rows, depth, add
+        return types.void(*[types.int64] * 12), generate
 
     return intrinsic(panel)
 
@@ -163,22 +164,23 @@ _flip: Callable[..., None] = intrinsic(_square)
 
 @kernel
 def _by_address(
-    a: int, a_row: int, a_column: int, b: int, b_row: int, c: int, c_row: int, rows: int, columns: int, depth: int, add: int
-) -> None:
+    a: int, a_row: int, a_column: int, b: int, b_row: int, c: int, c_row: int, start: int, start_row: int, rows: int,
+    columns: int, depth: int, add: int,
+) -> None:  # fmt: skip
     j = 0
     while j < columns:
-        left, b_at, c_at = columns - j, b + 4 * j, c + 4 * j
+        left, b_at, c_at, from_at = columns - j, b + 4 * j, c + 4 * j, start + 4 * j
         if left >= _PAIR:
-            _two(a, a_row, a_column, b_at, b_row, c_at, c_row, rows, depth, add)
+            _two(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
             j += _PAIR
         elif left >= _LANES:
-            _one(a, a_row, a_column, b_at, b_row, c_at, c_row, rows, depth, add)
+            _one(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
             j += _LANES
         elif left >= _FEW:
-            _narrow(a, a_row, a_column, b_at, b_row, c_at, c_row, rows, depth, add)
+            _narrow(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
             j += _FEW
         else:
-            _single(a, a_row, a_column, b_at, b_row, c_at, c_row, rows, depth, add)
+            _single(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
             j += 1
 
 
@@ -187,7 +189,16 @@ def product(a: F32, b: F32, c: F32, add: bool) -> None:
     """Fill c = a b, or add: c += a b. Rows of `b` and `c` must be contiguous; `a` may have any strides. No overlap."""
     _by_address(
         _address(a), a.strides[0], a.strides[1], _address(b), b.strides[0], _address(c), c.strides[0],
-        c.shape[0], c.shape[1], a.shape[1], 1 if add else 0,
+        _address(c), c.strides[0], c.shape[0], c.shape[1], a.shape[1], 1 if add else 0,
+    )  # fmt: skip
+
+
+@kernel
+def product_on(start: int, start_row: int, a: F32, b: F32, c: F32) -> None:
+    """Fill c = start + a b: `start` is the address of rows like those of `c`, `start_row` bytes apart; 0: of one for all."""
+    _by_address(
+        _address(a), a.strides[0], a.strides[1], _address(b), b.strides[0], _address(c), c.strides[0],
+        start, start_row, c.shape[0], c.shape[1], a.shape[1], 1,
     )  # fmt: skip
 
 
@@ -321,35 +332,39 @@ def column_sums(values: F32, out: F32) -> None:
 @kernel
 def affine(x: F32, weight: F32, bias: F32, out: F32) -> None:
     """Fill out = x W + b."""
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[i, j] = bias[j]
-    product(x, weight, out, True)
+    product_on(_address(bias), 0, x, weight, out)
+
+
+@inlined
+def falling(x: np.float32) -> np.float32:
+    """exp(-|x|) to a few units in the last place; not a number stays what it is.
+
+    2^n p(r) with the polynomial of Cephes (Moshier 1989); n is rounded by adding 1.5 x 2^23, which also leaves it in the low
+    bits, so that no conversion to an integer can go wrong.
+    """
+    low = np.float32(-87)
+    y = -abs(x)
+    y = low if y < low else y  # noqa: FURB136 - not max, which may drop a NaN
+    t = np.float32(y * np.float32(1.44269504) + np.float32(12582912.0))
+    n = t - np.float32(12582912.0)
+    r = (y - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(0.5)
+    p = p * r * r + r + np.float32(1)
+    bits = np.int32((t.view(np.int32) << 23) + 0x3F800000)
+    return p * bits.view(np.float32)
 
 
 @kernel
 def sigmoid(values: F32, scale: float) -> None:
-    """Replace values by scale x their sigmoid, to a few units in the last place; not a number stays what it is.
-
-    exp(-|x|) = 2^n p(r) with the polynomial of Cephes (Moshier 1989); n is rounded by adding 1.5 x 2^23, which also leaves it in
-    the low bits, so that no conversion to an integer can go wrong.
-    """
+    """Replace values by scale x their sigmoid, to a few units in the last place; not a number stays what it is."""
     numbers = flat(values)
-    one, by, low = np.float32(1), np.float32(scale), np.float32(-87)
+    one, by = np.float32(1), np.float32(scale)
     for i in range(len(numbers)):
         x = numbers[i]
-        y = -abs(x)
-        y = low if y < low else y  # noqa: FURB136 - not max, which may drop a NaN
-        t = np.float32(y * np.float32(1.44269504) + np.float32(12582912.0))
-        n = t - np.float32(12582912.0)
-        r = (y - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
-        p = np.float32(1.9875691500e-4)
-        p = p * r + np.float32(1.3981999507e-3)
-        p = p * r + np.float32(8.3334519073e-3)
-        p = p * r + np.float32(4.1665795894e-2)
-        p = p * r + np.float32(1.6666665459e-1)
-        p = p * r + np.float32(0.5)
-        p = p * r * r + r + one
-        bits = np.int32((t.view(np.int32) << 23) + 0x3F800000)
-        e = p * bits.view(np.float32)
+        e = falling(x)
         numbers[i] = (one if x >= 0 else e) / (one + e) * by

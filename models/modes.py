@@ -63,7 +63,9 @@ class Modes:
     def codes(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """What the learner does with scenario hashes (L,), each OFF, ON or FINE_TUNE_ONLY."""
         if not self.own and self.default != AUTO:
-            return np.full(len(scenarios), self.default, np.int64)
+            out = np.empty(len(scenarios), np.int64)
+            out.fill(self.default)
+            return out
         return np.array([self._trained(s) for s in scenarios.tolist()], np.int64)
 
     def automatic(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from models import base, towers, wide
-from models.matrices import Workspace, affine, column_sums, product, room, sigmoid, turned, workspace
+from models.matrices import Workspace, affine, borrowed, column_sums, part, product, room, sigmoid, turned, workspace
+from models.matrices import flat as run_of
 from state import config
 from state.kernels import Plain, kernel
 
@@ -73,7 +74,7 @@ class Saved(NamedTuple):
 
 @kernel
 def _weight(flat: F32, at: int, rows: int, columns: int) -> F32:
-    return flat[at : at + rows * columns].reshape(rows, columns)
+    return part(flat, at, rows, columns)
 
 
 @kernel
@@ -103,21 +104,21 @@ def _affine_back(x: F32, slope: F32, flat: F32, at: int, gradient: F32, dx: F32,
 @kernel
 def _layer(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
     """Block i of layers side by side (rows, O x width)."""
-    return blocks[rows * plan.starts[i] : rows * plan.starts[i + 1]].reshape(rows, plan.starts[i + 1] - plan.starts[i])
+    return part(blocks, rows * plan.starts[i], rows, plan.starts[i + 1] - plan.starts[i])
 
 
 @kernel
 def _virtual(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
     """The same block (rows x O, width)."""
-    return blocks[rows * plan.starts[i] : rows * plan.starts[i + 1]].reshape(rows * plan.objectives, plan.layers[i])
+    return part(blocks, rows * plan.starts[i], rows * plan.objectives, plan.layers[i])
 
 
 @kernel
 def _rectify(values: F32) -> None:
-    flat = values.reshape(values.size)
-    for i in range(len(flat)):
-        value = flat[i]
-        flat[i] = np.float32(0) if value < 0 else value
+    numbers = run_of(values)
+    for i in range(len(numbers)):
+        value = numbers[i]
+        numbers[i] = np.float32(0) if value < 0 else value
 
 
 @kernel
@@ -154,31 +155,28 @@ def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
 @kernel
 def _gated(active: F32, gate: F32, out: F32) -> None:
     """`out` (n, O x width) = active x gate; an active row of one width serves all objectives."""
-    rows, columns = active.shape
-    shape = (rows, out.shape[1] // columns, columns)
-    scaled, by = out.reshape(shape), gate.reshape(shape)
-    for i in range(rows):
-        for o in range(shape[1]):
+    columns = np.uintp(active.shape[1])
+    for i in range(len(out)):
+        # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
+        for at in range(np.uintp(0), np.uintp(out.shape[1]), columns):
             for j in range(columns):
-                scaled[i, o, j] = active[i, j] * by[i, o, j]
+                out[i, at + j] = active[i, j] * gate[i, at + j]
 
 
 @kernel
 def _gated_back(slope: F32, active: F32, gate: F32, gamma: float, dgate: F32, out: F32) -> None:
     """Backward of `_gated`, of the gate's gamma x sigmoid and of the rectifier; `out` may be `slope` where it is as wide."""
-    columns, inverse, one = active.shape[1], np.float32(1.0 / gamma), np.float32(1)
-    shape = (len(slope), slope.shape[1] // columns, columns)
-    up, down = slope.reshape(shape), dgate.reshape(shape)
-    by = gate[: len(slope)].reshape(shape)
-    for i in range(shape[0]):
-        for o in range(shape[1]):
+    columns, inverse, one = np.uintp(active.shape[1]), np.float32(1.0 / gamma), np.float32(1)
+    for i in range(len(slope)):
+        for at in range(np.uintp(0), np.uintp(slope.shape[1]), columns):
             for j in range(columns):
-                down[i, o, j] = up[i, o, j] * active[i, j] * by[i, o, j] * (one - by[i, o, j] * inverse)
+                by = gate[i, at + j]
+                dgate[i, at + j] = slope[i, at + j] * active[i, j] * by * (one - by * inverse)
         for j in range(columns):
-            out[i, j] = up[i, 0, j] * by[i, 0, j]
-        for o in range(1, shape[1]):
+            out[i, j] = slope[i, j] * gate[i, j]
+        for at in range(columns, np.uintp(slope.shape[1]), columns):
             for j in range(columns):
-                out[i, j] += up[i, o, j] * by[i, o, j]
+                out[i, j] += slope[i, at + j] * gate[i, at + j]
         for j in range(columns):
             out[i, j] = out[i, j] if active[i, j] > 0 else np.float32(0)
 
@@ -245,13 +243,10 @@ def _gates(plan: Plan, flat: F32, within: F32, i: int, out: F32) -> None:
     width, hidden = plan.layers[i], plan.gate_hidden
     biases = plan.ppnet_out[i] + plan.objectives * hidden * width
     bias = flat[biases : biases + plan.objectives * width]
-    for v in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            out[v, j] = bias[j]
     for o in range(plan.objectives):
-        part = (i * plan.objectives + o) * hidden
+        at = (i * plan.objectives + o) * hidden
         weight = _weight(flat, plan.ppnet_out[i] + o * hidden * width, hidden, width)
-        product(within[:, part : part + hidden], weight, out[:, o * width : (o + 1) * width], True)
+        affine(within[:, at : at + hidden], weight, bias[o * width : (o + 1) * width], out[:, o * width : (o + 1) * width])
 
 
 @kernel
@@ -263,10 +258,10 @@ def _gates_back(
     biases = plan.ppnet_out[i] + plan.objectives * hidden * width
     column_sums(dgate, gradient[biases : biases + plan.objectives * width])
     for o in range(plan.objectives):
-        part, at = (i * plan.objectives + o) * hidden, plan.ppnet_out[i] + o * hidden * width
+        first, at = (i * plan.objectives + o) * hidden, plan.ppnet_out[i] + o * hidden * width
         own = dgate[:, o * width : (o + 1) * width]
-        product(within[: len(dgate), part : part + hidden].T, own, _weight(gradient, at, hidden, width), False)
-        product(own, turned(_weight(flat, at, hidden, width), space), dwithin[:, part : part + hidden], False)
+        product(within[: len(dgate), first : first + hidden].T, own, _weight(gradient, at, hidden, width), False)
+        product(own, turned(_weight(flat, at, hidden, width), space), dwithin[:, first : first + hidden], False)
 
 
 @kernel
@@ -318,6 +313,8 @@ def _run(
     unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Workspace,
 ) -> float:  # fmt: skip
     """Score; when training, also fill `gradient` and `dx`. Returns the joint loss."""
+    space, plan, lists = borrowed(space), borrowed(plan), borrowed(lists)
+    flat, x, gradient, dx = borrowed(flat), borrowed(x), borrowed(gradient), borrowed(dx)
     space.used[0] = 0
     rows, objectives, layers = len(lists.label), plan.objectives, len(plan.layers)
     width = plan.layers[-1]

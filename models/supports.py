@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 
 from models import base, kernels, modes
+from models.vectors import alike, row_address
 from state import config
-from state.kernels import kernel, plain
+from state.kernels import inlined, kernel, plain
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -103,14 +104,11 @@ def _hash(ids: U64, i: int) -> np.uint64:
     return kernels.mix(h)
 
 
-@kernel
+@inlined
 def _same(ids: U64, x: U32, i: int, s_ids: U64, s_x: U32, j: int) -> bool:
-    apart, different = np.uint64(0), np.uint32(0)
-    for f in range(ids.shape[1]):
-        apart |= ids[i, f] ^ s_ids[j, f]
-    for f in range(x.shape[1]):
-        different |= x[i, f] ^ s_x[j, f]
-    return bool(apart == 0 and different == 0)
+    return alike(row_address(ids, i), row_address(s_ids, j), 2 * ids.shape[1]) and alike(
+        row_address(x, i), row_address(s_x, j), x.shape[1]
+    )
 
 
 @kernel

@@ -4,7 +4,6 @@ A row counts once per objective: all matrices hold virtual rows, row i's objecti
 support rows that are none of them.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,14 +70,6 @@ class Slopes(NamedTuple):
     offset: F32
     output: F32
     bias: F32
-
-
-@kernel
-def probability(logit: float, label: float) -> tuple[float, float]:
-    """Sigmoid and cross-entropy of a logit."""
-    e = math.exp(-abs(np.float64(logit)))
-    p = 1.0 / (1.0 + e) if logit >= 0 else e / (1.0 + e)
-    return p, max(logit, 0.0) - logit * label + math.log(1.0 + e)
 
 
 @kernel

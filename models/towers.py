@@ -6,6 +6,7 @@ The same mathematics as `models.adaptation` without padding or autograd.
 import numpy as np
 import numpy.typing as npt
 
+from models.cross_entropy import cross_entropy
 from models.matrices import Workspace, borrowed, room
 from models.tower_rows import (
     ON,
@@ -18,10 +19,9 @@ from models.tower_rows import (
     both_back,
     logits,
     output_back,
-    probability,
     spread,
 )  # fmt: skip
-from models.tower_tasks import LARGEST, adapted, block_of, change_of, known_of, support_of
+from models.tower_tasks import adapted, numbers_needed
 from state.kernels import Plain, kernel
 
 F32 = npt.NDArray[np.float32]
@@ -37,18 +37,18 @@ def _plain(
     objectives, width = tower.output.shape
     count, end, loss = lists.label.size, 0, 0.0
     z, gate = meta.z[:count], meta.gate[:count]
-    active, by = room(space, count, width), room(space, count, 1)
+    active, by, entropy = room(space, count, width), room(space, count, 1), room(space, 1, count)[0]
     activate(z, gate, active)
     logits(active, tower, meta.offset, by)
+    cross_entropy(by, lists.label, unadapted, entropy)
     for t in range(len(lists.n_items)):
         start, end = end, end + lists.n_items[t]
         factor = 1.0 + (settings.weight if lists.codes[t] == ON and lists.taken[t] == 0 else 0.0)
         for i in range(start, end):
             for o in range(objectives):
-                p, entropy = probability(by[i * objectives + o, 0], lists.label[i, o])
-                share = lists.weight[i, o] * factor / len(lists.label)
-                unadapted[i, o] = fitted[i, o] = p
-                loss += share * entropy
+                share, p = lists.weight[i, o] * factor / len(lists.label), unadapted[i, o]
+                fitted[i, o] = p
+                loss += share * entropy[i * objectives + o]
                 by[i * objectives + o, 0] = share * (p - lists.label[i, o])
     if not train:
         return loss
@@ -72,19 +72,9 @@ def joint(
     meta, tower, lists, slopes = borrowed(meta), borrowed(tower), borrowed(lists), borrowed(slopes)
     unadapted, fitted = borrowed(unadapted), borrowed(fitted)
     loss = _plain(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
-    support, t, begin = support_of(meta, lists, len(tower.bias), space), 0, 0
-    known = known_of(support, tower, lists.s_label, space)
-    while t < len(lists.n_items):
-        if lists.taken[t] == 0:
-            t, begin = t + 1, begin + lists.n_items[t]
-            continue
-        mark = space.used[0]
-        block = block_of(lists, t, begin, settings.steps)
-        change = change_of(support, tower, known, lists, settings, block, space)
-        loss += adapted(meta, support, change, lists, settings, block, fitted, slopes, train, space)
-        space.used[0] = mark
-        t, begin = block.last, block.end
-    return loss
+    if not lists.taken.any():
+        return loss
+    return loss + adapted(meta, tower, lists, settings, fitted, slopes, train, space)
 
 
 @kernel
@@ -109,6 +99,5 @@ def learn(
 
 def room_needed(rows: int, most_items: int, support: int, objectives: int, entry: int, width: int) -> int:
     """Numbers that `learn` takes from the workspace, at most."""
-    v, q, gaps = support * objectives, rows * objectives, 32 * 16
-    pairs = max((most_items + 1) * v, LARGEST * objectives) * (objectives + 1)
-    return v * (2 * entry + 9 * width + 3 + v) + pairs + q * (7 * width + 3) + gaps
+    q = rows * objectives
+    return numbers_needed(rows, most_items, support, objectives, entry, width) + q * (3 * width + 4) + 16 * 16

@@ -164,3 +164,38 @@ squares = cast("Callable[[int, int], Any]", intrinsic(_square))
 """`squares(source, count)`: sum of the squares."""
 dot = cast("Callable[[int, int, int], Any]", intrinsic(_dot))
 """`dot(one, other, count)`: sum of the products."""
+
+
+def _alike(_typing: Any, one: Any, other: Any, words: Any) -> Any:
+    del one, other, words
+    vector = ir.VectorType(_INDEX, LANES)
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        one, other, words = arguments
+        word = words.type
+        zero, lanes, wide = (ir.Constant(word, value) for value in (0, LANES, 4))
+        apart = cgutils.alloca_once_value(builder, ir.Constant(vector, [0] * LANES))  # type: ignore[no-untyped-call]
+        rest = cgutils.alloca_once_value(builder, ir.Constant(_INDEX, 0))  # type: ignore[no-untyped-call]
+
+        def differ(kind: ir.Type, place: Any, at: Any) -> None:
+            offset = builder.mul(at, wide)
+            values = [builder.load(_at(builder, kind, base, offset), align=4) for base in (one, other)]
+            builder.store(builder.or_(builder.load(place), builder.xor(*values)), place)
+
+        with builder.if_else(builder.icmp_signed(">=", words, lanes)) as (vectors, numbers):
+            with vectors:
+                last = builder.sub(words, lanes)
+                with cgutils.for_range_slice(builder, zero, last, lanes, intp=word) as (at, _):
+                    differ(vector, apart, at)
+                differ(vector, apart, last)
+            with numbers, cgutils.for_range(builder, words, intp=word) as loop:
+                differ(_INDEX, rest, loop.index)
+        whole = ir.IntType(32 * LANES)
+        found = builder.or_(builder.bitcast(builder.load(apart), whole), builder.zext(builder.load(rest), whole))
+        return builder.icmp_unsigned("==", found, ir.Constant(whole, 0))
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+alike = cast("Callable[[int, int, int], bool]", intrinsic(_alike))
+"""`alike(one, other, words)`: whether two runs of 32-bit words have the same bits. The last vector overlaps the one before it."""

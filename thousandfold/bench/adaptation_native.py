@@ -97,11 +97,11 @@ def _block(
 @kernel
 def _enter(x: F32, trunk: F32, trunk_bias: F32, weight: F32, bias: F32, hidden: F32, z: F32) -> None:
     """Fill the rectified trunk layer of rows (n, 64) and what it makes of the tower's."""
-    matrices.product(x, trunk, hidden, False)
-    for i in range(len(hidden)):
-        for j in range(len(trunk_bias)):
-            value = hidden[i, j] + trunk_bias[j]
-            hidden[i, j] = np.float32(0) if value < 0 else value
+    matrices.affine(x, trunk, trunk_bias, hidden)
+    values = matrices.flat(hidden)
+    for i in range(len(values)):
+        value = values[i]
+        values[i] = np.float32(0) if value < 0 else value
     matrices.affine(hidden, weight, bias, z)
 
 
