@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learner import optimizers
-from models import embedding, kernels, own_gains, scenario_slots
+from models import embedding, kernels, moments, own_gains, scenario_slots
 from models.matrices import borrowed, flat
 from state.kernels import Plain, kernel
 
@@ -17,10 +17,14 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+NO_LABELS: F32 = np.zeros((0, 0), np.float32)
+
+
 class Rows(NamedTuple):
     """A minibatch that was trained on: table rows (R, F), raw numbers (n, D), slots (R,), what was gathered (R, row), its
-    gradient after the gains (R, row), and the rows of real traffic that each stands for (n,). Only the first n rows were shown;
-    the others, items of a queue, count neither as rows of a scenario nor in moments.
+    gradient after the gains (R, row), and the rows of real traffic that each stands for (n,); if that is empty, what labels and
+    their weights (R, O) say of it (`moments.row_weights`). Only the first n rows were shown; the others, items of a queue, count
+    neither as rows of a scenario nor in moments.
     """
 
     rows: I32
@@ -29,14 +33,20 @@ class Rows(NamedTuple):
     shared: F32
     slope: F32
     weight: F64
+    label: F32 = NO_LABELS
+    label_weight: F32 = NO_LABELS
 
 
 class Seen(NamedTuple):
-    """Moments of the numbers, of all rows and by slot, and the rows of each slot."""
+    """Moments of the numbers, of all rows and by slot, the rows of each slot, and by what numbers are standardised, if it is by
+    the moments of all rows; otherwise nothing.
+    """
 
     moments: F64
     observed: F64
     slots: I64
+    mean: F32
+    scale: F32
 
 
 class Held:
@@ -48,14 +58,17 @@ class Held:
     ) -> None:  # fmt: skip
         self.table = table
         self._dense = dense, gradient, tuple(adam.state), tuple(adam.rules)
-        self._gains, self._seen = tuple(gains.state), tuple(Seen(table.moments, table.observed, slots.rows))
+        by_all = slice(None) if table.own is None else slice(0)
+        seen = Seen(table.moments, table.observed, slots.rows, table.mean[by_all], table.scale[by_all])
+        self._gains, self._seen = tuple(gains.state), tuple(seen)
 
     def descend(self, rows: Rows) -> bool:
         """Change parameters, table, gains and moments; False, and nothing is changed, if a gradient is not finite."""
         learning = tuple(self.table.learning(rows.rows))
         if not _descend(*self._dense, learning, self._gains, self._seen, tuple(rows)):
             return False
-        self.table.standardise()
+        if self.table.own is not None:
+            self.table.standardise()
         return True
 
 
@@ -72,6 +85,11 @@ def _descend(
     embedding.descend(learning, rows.rows, own_gains.learn(gains, rows.shared, rows.slot, rows.slope))
     optimizers.descend(dense, gradient, state, optimizers.Rules(*guard), math.sqrt(total), rows.slot)
     shown = rows.slot[: len(rows.x)]
-    embedding.observe(seen.moments, seen.observed, rows.x, shown, rows.weight)
+    weight = rows.weight if len(rows.weight) else moments.counts(rows.label, rows.label_weight)[0]
+    embedding.observe(seen.moments, seen.observed, rows.x, shown, weight)
+    if len(seen.mean):
+        mean, scale = moments.standard(seen.moments)
+        seen.mean[:] = mean
+        seen.scale[:] = scale
     scenario_slots.count(shown, seen.slots)
     return True

@@ -38,6 +38,7 @@ I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
+_AS_LABELLED: F64 = np.zeros(0, np.float64)
 
 
 class Scores(NamedTuple):
@@ -70,7 +71,8 @@ class Trainer:
         self.settings = settings
         self.model, self.plan = registry.build(settings), losses.plan(settings.objectives)
         self.table = embedding.Table(settings)
-        self._counts_as = np.array([o.loss_weight for o in settings.objectives], np.float32)
+        counts_as = np.array([o.loss_weight for o in settings.objectives], np.float32)
+        self._counts_as = None if (counts_as == 1).all() else counts_as
         self.modes = modes.Modes(settings.meta)
         self.slots = scenario_slots.Slots(settings.scenarios)
         self.gains = own_gains.Gains(settings)
@@ -122,7 +124,7 @@ class Trainer:
         work = self._work(batch, rows, x, slot, learn=True)
         work = work if rivals is None else work._replace(rivals=rivals)
         done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
-        skipped = self._descend(done, rows, x[:own], work, self._row_weights(batch)[:own])
+        skipped = self._descend(done, rows, x[:own], work, batch)
         if self.cold and not skipped:
             self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
         if self.catalogue:
@@ -137,7 +139,9 @@ class Trainer:
         done, taken = self.engine.run(work, train=True), work.found.taken
         if not len(work.found.rows):
             return done, 0
-        broken = limits.lists(self.plan, done.unadapted, done.adapted, work.n_items, taken)
+        broken = done.broken
+        if broken is None:
+            broken = limits.lists(self.plan, done.unadapted, done.adapted, work.n_items, taken)
         if not np.count_nonzero(broken):
             if math.isfinite(done.loss):
                 return done, 0
@@ -191,11 +195,6 @@ class Trainer:
         parameters = base.views(torch.from_numpy(self.dense), self.shapes)
         return cold_items.Network(self.model, parameters, self.table, self.gains, self.slots)
 
-    def _row_weights(self, batch: base.Batch) -> F64:
-        sampling = self.settings.scenarios.negative_sampling
-        scenario = np.repeat(batch.scenario, batch.n_items) if sampling else batch.scenario
-        return moments.row_weights(plain(batch.label), plain(batch.weight), scenario, sampling)
-
     def _slots(self, ids: base.U64, admit: bool = False) -> I64:
         if self._scenario < 0:
             return np.zeros(len(ids), np.int64)
@@ -209,29 +208,33 @@ class Trainer:
         if self.own_rows.any:
             batch = batch._replace(ids=self.own_rows.apply(plain(batch.ids)), s_ids=self.own_rows.apply(plain(batch.s_ids)))
         query = intake.Query(plain(batch.ids), x, rows, slot)
-        entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn)
-        inputs, slot, wanted = entered.inputs, entered.slot, self.settings.meta
-        on_trial = self.modes.on_trial(batch.scenario)
-        if learn and (wanted.unadapted == "original" or wanted.task_share < 1 or on_trial.any()):
+        entered = intake.enter(batch, query, codes, self.settings.meta, self.table, self.slots, self._scenario, learn, self.gains)
+        inputs, slot, wanted, read = entered.inputs, entered.slot, self.settings.meta, entered.read
+        if learn and (wanted.unadapted == "original" or wanted.task_share < 1 or self.modes.some_automatic):
             first = np.cumsum(batch.n_items) - batch.n_items
-            codes = modes.learning(wanted, codes, entered.found.taken, ids[first], on_trial)
+            codes = modes.learning(wanted, codes, entered.found.taken, ids[first], self.modes.on_trial(batch.scenario))
         if self.cold:
             self.cold.fill(rows, inputs[: len(rows)])
             self.cold.fill(entered.extra_rows, inputs[len(rows) :])
+            read = self.gains.apply(inputs, slot)
         return passes.Work(
-            self.gains.apply(inputs, slot), inputs, slot, self.slots.earned(slot), plain(batch.label),
-            _loss_weight(batch, self._counts_as),
+            read, inputs, slot, entered.earned, plain(batch.label), _loss_weight(batch, self._counts_as),
             plain(np.asarray(batch.n_items, np.int64)), codes, entered.found, entered.s_label,
         )  # fmt: skip
 
-    def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, weight: F64) -> str:
+    def _descend(self, done: base.Pass, rows: I32, x: F32, work: passes.Work, batch: base.Batch) -> str:
         """Apply the gradients, and count the rows that were shown, x; returns why not, if the gradients are not finite."""
         if not math.isfinite(done.loss) or done.inputs is None:
             return "loss is not finite"
         if self.settings.optimizer.l2:
             self.gradient.numbers += np.float32(self.settings.optimizer.l2) * self.dense
-        n = len(rows)
-        trained = descent.Rows(rows, x, work.slot[:n], work.shared[:n], plain(done.inputs), weight)
+        n, sampling, weight = len(rows), self.settings.scenarios.negative_sampling, _AS_LABELLED
+        label, label_weight = plain(batch.label), plain(batch.weight)
+        if sampling:
+            scenario = np.repeat(batch.scenario, batch.n_items)
+            weight = moments.row_weights(label, label_weight, scenario, sampling)
+        slope = plain(done.inputs)
+        trained = descent.Rows(rows, x, work.slot[:n], work.shared[:n], slope, weight, label, label_weight)
         return "" if self._held.descend(trained) else "gradient is not finite"
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -297,10 +300,12 @@ class Trainer:
         return scenarios[~np.isin(scenarios, self.slots.keys)] if full else scenarios[:0]
 
 
-def _loss_weight(batch: base.Batch, objectives: F32) -> F32:
-    """(R, O) weights of the rows' losses, by objective (O,); rows beyond `importance`, which retrieval adds, have their own."""
-    if not len(batch.importance) and (objectives == 1).all():
+def _loss_weight(batch: base.Batch, objectives: F32 | None) -> F32:
+    """(R, O) weights of the rows' losses, by objective (O,), None if all are 1; rows beyond `importance`, which retrieval adds,
+    have their own.
+    """
+    if not len(batch.importance) and objectives is None:
         return plain(batch.weight)
-    out = np.array(batch.weight, np.float32) * objectives
+    out = np.array(batch.weight, np.float32) * (1 if objectives is None else objectives)
     out[: len(batch.importance)] *= batch.importance[:, None]
     return out

@@ -182,6 +182,8 @@ class Pass(NamedTuple):
     adapted: F32
     loss: float
     inputs: F32 | None
+    broken: npt.NDArray[np.bool_] | None = None
+    """(L,) lists whose adaptation diverged (`models.limits`), where the pass has looked; of none if no list did."""
 
 
 class NativeTrunk(Protocol):

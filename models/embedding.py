@@ -195,6 +195,7 @@ class Table:
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator
         self.moments = np.zeros((3, numbers), np.float64)
         self.observed = np.zeros((settings.scenarios.slots + 1, moments.KEPT, numbers), np.float64)
+        self.mean, self.scale = np.zeros(numbers, np.float32), np.ones(numbers, np.float32)
         self.standardise()
         self._marks, self._stamp = self._state.view(np.int32), 0
         self._marked: I32 | None = None
@@ -278,7 +279,7 @@ class Table:
 
     def standardise(self) -> None:
         """Read numbers by the moments as they are now."""
-        self.mean, self.scale, self.own = standard(self._settings, self.moments, self.observed)
+        self.mean[:], self.scale[:], self.own = standard(self._settings, self.moments, self.observed)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The complete state as views, rows never used left out."""

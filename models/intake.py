@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models import base, embedding, kernels, scenario_slots, supports
+from models import base, embedding, kernels, own_gains, scenario_slots, supports
 from models.embedding import Reading
 from models.matrices import borrowed
 from state import config
@@ -34,8 +34,12 @@ class Entered(NamedTuple):
 
     inputs: F32
     """(R + V, row) as gathered."""
+    read: F32
+    """(R + V, row) as the rows' scenarios read them (`models.own_gains`), `inputs` where there are no gains."""
     slot: I64
     """(R + V,)"""
+    earned: F32
+    """(R + V,) how far the slots' own parameters count (`models.scenario_slots`)."""
     found: supports.Distinct
     extra_rows: I32
     """(V, F) table rows of the support rows."""
@@ -64,31 +68,45 @@ class _Known(NamedTuple):
     order: I64
 
 
+class _Owned(NamedTuple):
+    """What belongs to scenarios: rows of each slot, what they are weighed against, gains, if any, and an embedding's width."""
+
+    rows: I64
+    prior: float
+    value: F32
+    width: int
+
+
+_NO_GAINS: F32 = np.zeros((0, 0), np.float32)
+
+
 def enter(
     batch: base.Batch, query: Query, codes: I64, settings: config.MetaLearning, table: embedding.Table,
-    slots: scenario_slots.Slots, column: int, learn: bool,
+    slots: scenario_slots.Slots, column: int, learn: bool, gains: own_gains.Gains | None = None,
 ) -> Entered:  # fmt: skip
     """Inputs of a minibatch whose lists have modes `codes` (L,); `column`: of the scenario's ids, or -1 where there is none.
 
-    `learn`: as in `embedding.Table.gather`, for the query rows.
+    `learn`: as in `embedding.Table.gather`, for the query rows. `gains` turn what was gathered into what is read.
     """
     ids = table.map
     known = _Known(ids.field_of, ids.salts, ids.keys, ids.values, column, slots.sorted, slots.order)
     counts = np.ascontiguousarray(batch.n_support, np.int64)
     support = _Support(plain(batch.s_ids), plain(batch.s_x), plain(batch.s_label), counts)
     reading = table.reading(query.rows if learn else None)
-    inputs, slot, rows, label, chosen = _enter(
+    owned = (slots.rows, slots.prior, _NO_GAINS, 1) if gains is None else (slots.rows, slots.prior, gains.value, gains.width)
+    inputs, read, slot, earned, rows, label, chosen = _enter(
         tuple(reading), tuple(known), tuple(query), tuple(support), codes, settings.min_support, settings.support_rows,
-        table.row, learn,
+        table.row, learn, owned,
     )  # fmt: skip
-    return Entered(inputs, slot, supports.aged(settings, batch, supports.Distinct(*chosen)), rows, label)
+    return Entered(inputs, read, slot, earned, supports.aged(settings, batch, supports.Distinct(*chosen)), rows, label)
 
 
 @kernel
 def _enter(
-    to_read: Plain, to_find: Plain, asked: Plain, given: Plain, codes: I64, least: int, cap: int, row: int, learn: bool
-) -> tuple[F32, I64, I32, F32, tuple[I64, I32, I64, I64, I64]]:  # fmt: skip
-    """Inputs, slots, table rows of the extra support rows, labels of the distinct ones, and the arrays of `Distinct`."""
+    to_read: Plain, to_find: Plain, asked: Plain, given: Plain, codes: I64, least: int, cap: int, row: int, learn: bool,
+    to_own: Plain,
+) -> tuple[F32, F32, I64, F32, I32, F32, tuple[I64, I32, I64, I64, I64]]:  # fmt: skip
+    """What `Entered` has, in its order, and last the arrays of `Distinct`."""
     reading, known = borrowed(Reading(*to_read)), borrowed(_Known(*to_find))
     query, support = borrowed(Query(*asked)), borrowed(_Support(*given))
     chosen = supports.choose(query.ids, query.x, support.ids, support.x, support.label, support.counts, codes, least, cap)
@@ -110,4 +128,9 @@ def _enter(
     label = np.empty((len(first), support.label.shape[1]), np.float32)
     for k in range(len(first)):
         label[k] = support.label[first[k]]
-    return inputs, slot, rows, label, chosen
+    owned, read = borrowed(_Owned(*to_own)), inputs
+    if len(owned.value):
+        turned = np.empty_like(inputs)
+        if own_gains.forward(inputs, slot, owned.value, owned.width, turned):
+            read = turned
+    return inputs, read, slot, scenario_slots.earned(slot, owned.rows, owned.prior), rows, label, chosen

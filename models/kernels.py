@@ -17,8 +17,8 @@ F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[Any]
 
 PAD = np.uint64(2**64 - 1)
-# Rows of a minibatch between asking for memory and using it.
-_ROWS_AHEAD = 2
+# Rows of a minibatch between asking for memory and using it; bytes of a cache line.
+_ROWS_AHEAD, _LINE = 2, 64
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
@@ -197,6 +197,14 @@ def adam(
 
 
 @inlined
+def _fetch(place: int, size: int) -> None:
+    """Ask for the cache lines of so many bytes: support rows lie in memory as a message brought them."""
+    for line in range(0, size, _LINE):
+        ahead(place + line)
+    ahead(place + size - 4)
+
+
+@inlined
 def _same(i: int, j: int, ids: U64, x: U32, label: U32) -> bool:
     return (
         alike(row_address(ids, i), row_address(ids, j), 2 * ids.shape[1])
@@ -224,7 +232,13 @@ def distinct(
         if not wanted[t]:
             continue
         start, found = max(start, end - cap), n
+        later = end
+        if t + 1 < len(counts):
+            later = max(end, end + counts[t + 1] - cap)
         for i in range(start, end):
+            ask = min(later + i - start, len(ids) - 1)
+            _fetch(row_address(ids, ask), 8 * ids.shape[1])
+            _fetch(row_address(x, ask), 4 * x.shape[1])
             if found >= n or not _same(i, first[found], ids, x, label):
                 h = np.uint64(0)
                 for f in range(ids.shape[1]):

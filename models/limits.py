@@ -32,7 +32,7 @@ def lists(plan: Plan, plain: F32, adapted: F32, n_items: I64, taken: I64) -> Boo
     """Which lists (L,) of rows' predictions (R, outputs) an adaptation on `taken` (L,) rows moved too far, or to no number."""
     out = np.zeros(len(n_items), np.bool_)
     if plan.plain:
-        _lists(plain, adapted, n_items, taken, out)
+        find(plain, adapted, n_items, taken, out)
         return out
     out[np.repeat(np.arange(len(n_items)), n_items)[far(plan, plain, adapted)]] = True
     out[taken == 0] = False
@@ -117,7 +117,8 @@ def _rows(plain: F32, adapted: F32, out: Bools) -> None:
 
 
 @kernel
-def _lists(plain: F32, adapted: F32, n_items: I64, taken: I64, out: Bools) -> None:
+def find(plain: F32, adapted: F32, n_items: I64, taken: I64, out: Bools) -> None:
+    """`lists` inside kernels, of binary objectives: marks those in `out` (L,)."""
     end = 0
     for k in range(len(n_items)):
         start, end = end, end + n_items[k]

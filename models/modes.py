@@ -68,9 +68,14 @@ class Modes:
             return out
         return np.array([self._trained(s) for s in scenarios.tolist()], np.int64)
 
+    @property
+    def some_automatic(self) -> bool:
+        """Whether any scenario may be `auto`."""
+        return self.default == AUTO or AUTO in self.own.values()
+
     def automatic(self, scenarios: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which of the scenario hashes (L,) are `auto`."""
-        if self.default != AUTO and AUTO not in self.own.values():
+        if not self.some_automatic:
             return np.zeros(len(scenarios), np.bool_)
         return np.array([self.asked(s) == AUTO for s in scenarios.tolist()], np.bool_)
 

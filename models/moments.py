@@ -145,7 +145,7 @@ def row_weights(label: F32, weight: F32, scenario: U64, sampling: Mapping[str, f
     (no label above 0) stands for 1 / rate rows where the producer kept only this share of them: `sampling` by name of
     scenario, `OTHERS` for those that are not named; `scenario` (n,) are hashes.
     """
-    out, acted = _counts(label, weight)
+    out, acted = counts(label, weight)
     if not sampling:
         return out
     rate = np.full(len(out), sampling.get(OTHERS, 1.0))
@@ -156,8 +156,11 @@ def row_weights(label: F32, weight: F32, scenario: U64, sampling: Mapping[str, f
 
 
 @kernel
-def _counts(label: F32, weight: F32) -> tuple[F64, npt.NDArray[np.bool_]]:
-    """Each row's largest weight, 1 where it has no label, and whether it has one above 0."""
+def counts(label: F32, weight: F32) -> tuple[F64, npt.NDArray[np.bool_]]:
+    """`row_weights` inside kernels, where nothing is sampled, and whether a row has a label above 0.
+
+    That is each row's largest weight, or 1 where it has no label.
+    """
     out, acted = np.zeros(len(label)), np.zeros(len(label), np.bool_)
     for i in range(len(label)):
         labels = 0

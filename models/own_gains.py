@@ -74,7 +74,7 @@ class Gains:
 def apply(x: F32, slot: I64, value: F32, width: int) -> F32:
     """Gathered input rows (n, row) as their slots (n,) read them; `x` itself where no slot has gains yet."""
     out = np.empty_like(x)
-    return out if _forward(x, slot, value, width, out) else x
+    return out if forward(x, slot, value, width, out) else x
 
 
 @kernel
@@ -89,8 +89,8 @@ def _any(slot: I64, value: F32) -> bool:
 
 
 @kernel
-def _forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> bool:
-    """Fill `out`, if there are gains at all."""
+def forward(x: F32, slot: I64, value: F32, width: int, out: F32) -> bool:
+    """`apply` inside kernels: fill `out`, if there are gains at all."""
     if not _any(slot, value):
         return False
     # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, towers, wide
+from models import base, limits, towers, wide
 from models.matrices import Workspace, affine, borrowed, column_sums, part, product, room, sigmoid, turned, workspace
 from models.matrices import flat as run_of
 from state import config
@@ -18,6 +18,8 @@ from state.kernels import Plain, kernel
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+_NONE_BROKEN: Bools = np.zeros(0, np.bool_)
 
 
 class Plan(NamedTuple):
@@ -341,12 +343,16 @@ def _run(
 @kernel
 def _enter(
     plan: Plain, beside: Plain, flat: F32, x: F32, lists: Plain, settings: Plain, train: bool,
-    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Plain,
-) -> float:  # fmt: skip
-    return _run(
-        Plan(*plan), wide.Plan(*beside), flat, x, towers.Lists(*lists), towers.Settings(*settings), train, unadapted, fitted,
-        gradient, dx, Workspace(*space),
+    unadapted: F32, fitted: F32, gradient: F32, dx: F32, space: Plain, broken: Bools,
+) -> tuple[float, bool]:  # fmt: skip
+    """`_run`, and whether there are `broken` lists (L,), whose adaptation diverged."""
+    asked = towers.Lists(*lists)
+    loss = _run(
+        Plan(*plan), wide.Plan(*beside), flat, x, asked, towers.Settings(*settings), train, unadapted, fitted, gradient, dx,
+        Workspace(*space),
     )  # fmt: skip
+    limits.find(unadapted, fitted, asked.n_items, asked.taken, broken)
+    return loss, bool(broken.any())
 
 
 def covers(settings: config.Config) -> bool:
@@ -394,12 +400,13 @@ class Network:
         unadapted, fitted = np.empty_like(label), np.empty_like(label)
         dx = np.empty((len(label) if train else 0, x.shape[1]), np.float32)
         space = self._space(len(x), lists)
-        loss = _enter(
+        broken = np.zeros(len(lists.taken), np.bool_)
+        loss, any_broken = _enter(
             *self._geometry, self.flat, x, tuple(lists), self._settings, train, unadapted, fitted,
-            self.flat[:0] if gradient is None else gradient.numbers, dx, tuple(space),
+            self.flat[:0] if gradient is None else gradient.numbers, dx, tuple(space), broken,
         )  # fmt: skip
         self._spare.append(space)
-        return base.Pass(unadapted, fitted, loss, dx if train else None)
+        return base.Pass(unadapted, fitted, loss, dx if train else None, broken if any_broken else _NONE_BROKEN)
 
     def _space(self, n: int, lists: towers.Lists) -> Workspace:
         """Memory for a call on n rows: what an earlier one left, if it is enough."""

@@ -77,8 +77,8 @@ class Slots:
 
     def admit(self, scenarios: U64) -> I64:
         """Like `find` for rows that are trained on: a new scenario takes a free slot while there is one."""
-        found, used = self.find(scenarios), int(self.used[0])
-        if used == len(self.keys) or _strangers(found) == 0:
+        (found, strangers), used = _sought(scenarios, self.sorted, self.order), int(self.used[0])
+        if used == len(self.keys) or not strangers:
             return found
         new = np.unique(scenarios[found == 0])[: len(self.keys) - used]
         self.keys[used : used + len(new)] = new
@@ -97,7 +97,7 @@ class Slots:
 
     def earned(self, slots: I64) -> F32:
         """How far each row's own parameters count (n,): 0 for slot 0, towards 1 with its scenario's rows."""
-        return _earned(slots, self.rows, self.prior)
+        return earned(slots, self.rows, self.prior)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The state as views, for a snapshot."""
@@ -123,12 +123,12 @@ def find(scenarios: U64, keys: U64, slots: I64) -> I64:
 
 
 @kernel
-def _strangers(slots: I64) -> int:
-    """How many have none."""
-    n = 0
-    for slot in slots:
-        n += slot == 0
-    return n
+def _sought(scenarios: U64, keys: U64, slots: I64) -> tuple[I64, bool]:
+    """`find`, and whether any of them has none."""
+    found, strangers = find(scenarios, keys, slots), False
+    for slot in found:
+        strangers |= slot == 0
+    return found, strangers
 
 
 @kernel
@@ -139,7 +139,8 @@ def count(slots: I64, rows: I64) -> None:
 
 
 @kernel
-def _earned(slots: I64, rows: I64, prior: float) -> F32:
+def earned(slots: I64, rows: I64, prior: float) -> F32:
+    """`Slots.earned` inside kernels."""
     out = np.zeros(len(slots), np.float32)
     for i in range(len(slots)):
         if slots[i] > 0:
