@@ -195,6 +195,9 @@ def test_the_command_chooses_writes_reads_and_reports(tmp_path: pathlib.Path) ->
     found = {r.id: r for r in report.read(tmp_path / "r.json").rows}
     assert {"auc/small/off", "over_none_auc/small/bias", "over_none_gauc/small/bias_tuning/support/0"} <= set(found)
     assert found["over_none_auc/small/bias"].target is None
+    refused = CliRunner().invoke(meta.app, [*options, *settings, "--judged", "magic"])
+    assert isinstance(refused.exception, configuration.ConfigError)
+    assert "magic" in str(refused.exception)
 
 
 def test_an_objective_of_one_scenario_is_measured_where_it_exists(tmp_path: pathlib.Path) -> None:

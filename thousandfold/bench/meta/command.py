@@ -74,11 +74,12 @@ def meta(
     spec: Annotated[pathlib.Path | None, typer.Option(help="a configuration of your own in place of --features")] = None,
     algorithms: Annotated[str, typer.Option(help="comma-separated; baselines always run")] = ",".join(gains.VARIANTS),
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
-    seeds: Annotated[int, typer.Option(min=1, max=20, help=f"runs of {', '.join(gains.MAIN)}")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help=f"runs of {', '.join(gains.MAIN)}, --judged")] = 3,
     seeds_of_others: Annotated[int | None, typer.Option(min=1, max=20, help="runs of the other algorithms")] = None,
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
     choose: Annotated[bool, typer.Option("--choose", help="choose settings on the first 20 % and write them")] = False,
     choice_rows: Annotated[int | None, typer.Option(min=1000, help="--choose reads no more rows than this")] = None,
+    judged: Annotated[str | None, typer.Option(help="the algorithm that bars are about; else the configured one")] = None,
     keys: Annotated[str, typer.Option(help="settings that --choose searches")] = ",".join(choice.GRID),
     settings: Annotated[pathlib.Path | None, typer.Option(help="settings that --choose wrote, or where it shall write")] = None,
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
@@ -104,7 +105,7 @@ def meta(
     chosen: Chosen = read(settings) if settings is not None and (settings.exists() or not choose) else {}
     configs = {name: configuration.load(file) for name, file in files.items()}
     for name, config in configs.items():
-        gains.check(config, variants, chosen.get(name, {}))
+        gains.check(config, [*variants, *([judged] if judged else [])], chosen.get(name, {}))
     if choose:
         say = functools.partial(console.print, soft_wrap=True, highlight=False)
         for name, config in configs.items():
@@ -113,7 +114,8 @@ def meta(
             chosen[name] = choice.choose(config, inputs, variants, chosen.get(name, {}), keys.split(","), say)
         _tell_choice(console, chosen, settings)
         return
-    seeds_of = {v: seeds if v in gains.MAIN else seeds_of_others or seeds for v in gains.VARIANTS}
+    main = {*gains.MAIN, judged}
+    seeds_of = {v: seeds if v in main else seeds_of_others or seeds for v in gains.VARIANTS}
     store = gains.Store(_passes(out), resume)
     made, real_time = list[study.Study](), None
     for name, config in configs.items():
@@ -123,7 +125,7 @@ def meta(
             runs = {gains.OFF: runs.pop(gains.OFF), gains.REAL_TIME: real_time, **runs}
         real_time = runs[gains.OFF]
         where = parts(config, inputs)
-        made.append(study.Study(name, runs, where, study.tell(inputs, runs, where), config.meta.algorithm))
+        made.append(study.Study(name, runs, where, study.tell(inputs, runs, where), judged or config.meta.algorithm))
     _show(console, made, (data, limit) == ("ml1m", None), report_file, out)
 
 

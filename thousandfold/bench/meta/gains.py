@@ -17,7 +17,7 @@ F32 = npt.NDArray[np.float32]
 Settings = dict[str, Any]
 OFF, BIAS_TUNING, FINE_TUNE, REAL_TIME = "off", "bias_tuning", "fine_tune_only", "real_time_features"
 VARIANTS = (OFF, BIAS_TUNING, FINE_TUNE, *sorted(META_LEARNERS))
-MAIN = (OFF, BIAS_TUNING, FINE_TUNE, "fomaml")
+MAIN = (OFF, BIAS_TUNING, "fomaml")
 """Run with every seed; the others with `--seeds-of-others`."""
 
 
