@@ -16,7 +16,7 @@ from state.kernels import inlined, kernel
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-SPARED = 64
+SPARED = 150
 """Pairs of a row and a support row that cost as much as the calls of one more block."""
 LARGEST = 1 << 14
 """Pairs in a block of several lists."""
