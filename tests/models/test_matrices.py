@@ -116,3 +116,26 @@ def test_sums_of_products_of_short_runs_equal_the_exact_ones(count: int, seed: i
 @kernel
 def _dot(a: matrices.F32, b: matrices.F32) -> float:
     return float(vectors.dot(vectors.address(a), vectors.address(b), len(a)))
+
+
+def test_a_product_starts_from_rows_that_lie_elsewhere_or_from_one_row_for_all() -> None:
+    a, b, start, c = drawn(1, 13, 20), drawn(2, 20, 53), drawn(3, 13, 53), np.empty((13, 53), np.float32)
+    matrices.product_on(start.ctypes.data, start.strides[0], a, b, c)
+    assert c == pytest.approx(start + a @ b, abs=1e-4)
+    matrices.product_on(start.ctypes.data, 0, a, b, c)
+    assert c == pytest.approx(start[0] + a @ b, abs=1e-4)
+
+
+@kernel
+def _alike(one: matrices.F32, other: matrices.F32) -> bool:
+    return vectors.alike(vectors.address(one), vectors.address(other), len(one))
+
+
+@pytest.mark.parametrize("words", [1, 5, 8, 11, 32, 37])
+def test_runs_are_alike_if_every_bit_is(words: int) -> None:
+    one = drawn(1, words)
+    assert _alike(one, one.copy())
+    for i in range(words):
+        other = one.copy()
+        other.view(np.uint32)[i] ^= 1
+        assert not _alike(one, other)
