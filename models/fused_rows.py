@@ -14,7 +14,7 @@ import numpy.typing as npt
 from models.kernels import GOLDEN, mix
 from models.vectors import add, address, ahead, row_address, write
 from models.vectors import squares as row_squares
-from state.kernels import kernel
+from state.kernels import inlined, kernel
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -23,8 +23,8 @@ F32 = npt.NDArray[np.float32]
 
 BESIDE = 4
 """Words of a row behind its embedding: first-order weight, two accumulators, mark."""
-# Bytes of a cache line; ids between asking for a row and using it.
-_LINE, _AHEAD = 64, 16
+# Bytes of a cache line; ids between asking for a row and using it: as many as the second-level cache gets at once.
+_LINE, _AHEAD = 64, 64
 _LOW16 = np.uint64(0xFFFF)
 _S16, _S32, _S48 = np.uint64(16), np.uint64(32), np.uint64(48)
 
@@ -49,8 +49,9 @@ def initialise(state: F32, rows: I32, keys: U64, seed: int, scale: float, start:
 def _fetch(place: int, size: int) -> None:
     """Ask for all cache lines of `size` bytes from a multiple of 16 on."""
     ahead(place)
-    for line in range(_LINE, size - _LINE + 1, _LINE):
-        ahead(place + line)
+    if size > 2 * _LINE:
+        for line in range(_LINE, size - _LINE + 1, _LINE):
+            ahead(place + line)
     ahead(place + size - 4)
 
 
@@ -122,15 +123,53 @@ def _mark(marks: I32, rows: I32, i: int, before: I32, stamp: int) -> None:
 
 
 @kernel
+def _one_by_one(starts: I64, widths: I64) -> bool:
+    """Whether every category has one id column, its own."""
+    others = 0
+    for c in range(len(widths)):
+        others += widths[c] != 1 or starts[c] != c
+    return others == 0
+
+
+@kernel
+def _single_to_learn(state: F32, marks: I32, rows: I32, out: F32, before: I32, stamp: int) -> None:
+    """`_pool` and `_mark` of all rows where every category has one id column: no more than a copy and a look at the mark."""
+    width, later, line, place = state.shape[1] - BESIDE, _rows_ahead(rows.shape[1]), state.strides[0], address(state)
+    first, weight_of, mark_of = np.uintp(out.shape[1] - rows.shape[1]), np.uintp(width), np.uintp(width + 3)
+    base, e = np.int32(stamp), np.int32(0)
+    for i in range(rows.shape[0]):
+        here, ahead_of, more, target = np.uintp(i), np.uintp(i + later), i + later < rows.shape[0], row_address(out, i)
+        for f in range(np.uintp(rows.shape[1])):
+            if more:
+                _fetch(place + max(rows[ahead_of, f], 0) * line, line)
+            r, e = rows[here, f], e + np.int32(1)
+            if r >= 0:
+                k = np.uintp(r)
+                write(target, place + r * line, np.float32(1), width)
+                out[here, first + f] = state[k, weight_of]
+                before[np.uintp(e - np.int32(1))] = marks[k, mark_of] - base
+                marks[k, mark_of] = base + e
+            else:
+                for d in range(f * weight_of, (f + np.uintp(1)) * weight_of):
+                    out[here, d] = 0
+                out[here, first + f] = 0
+            target += 4 * width
+
+
+@kernel
 def gather_to_learn(
     state: F32, marks: I32, rows: I32, starts: I64, widths: I64, x: F32, mean: F32, scale: F32, out: F32,
     before: I32, stamp: int,
 ) -> None:  # fmt: skip
     """`gather`, and `mark` in the same visit. `marks` are the words of `state`."""
     width, later, line = state.shape[1] - BESIDE, _rows_ahead(rows.shape[1]), state.strides[0]
+    single = _one_by_one(starts, widths)
+    if single:
+        _single_to_learn(state, marks, rows, out, before, stamp)
     for i in range(rows.shape[0]):
-        _pool(state, width, rows, starts, widths, i, later, line, out)
-        _mark(marks, rows, i, before, stamp)
+        if not single:
+            _pool(state, width, rows, starts, widths, i, later, line, out)
+            _mark(marks, rows, i, before, stamp)
         _numbers(x, mean, scale, i, len(starts) * width, out)
 
 
@@ -153,25 +192,31 @@ def gather_each(table: F32, width: int, rows: I32, each: I64, at: int, out: F32)
             out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
 
 
-@kernel
+@inlined
 def _chain(
     e: int, width: int, rows: I32, starts: I64, widths: I64, of: I64, apart: I64, at: int, gradient: F32, before: I32, total: F32
 ) -> None:
     """Sum into `total` what occurrence `e` of a row and those before it say, the last first; its last number is the weight's."""
-    ids, first, sums, one = rows.shape[1], gradient.shape[1] - len(starts), address(total), np.float32(1)
-    total[:] = 0
+    ids, first, sums, one, fresh = np.uint32(rows.shape[1]), gradient.shape[1] - len(starts), address(total), np.float32(1), True
     while e >= 0:
-        i = e // ids
-        f = e - i * ids
-        c, present = of[f], 0
-        for other in range(starts[c], starts[c] + widths[c]):
-            present += rows[i, other] >= 0
-        share, slope = one / np.float32(present), row_address(gradient, i)
-        add(sums, slope + 4 * c * width, share, width)
+        i = np.uint32(e) // ids
+        f, here = np.uintp(np.uint32(e) - i * ids), np.uintp(i)
+        c, share = np.uintp(of[f]), one
+        if widths[c] > 1:
+            present = 0
+            for other in range(starts[c], starts[c] + widths[c]):
+                present += rows[here, other] >= 0
+            share = one / np.float32(present)
+        slope, weight = row_address(gradient, int(np.int64(i))), gradient[here, np.uintp(first) + c] * share
+        if fresh:
+            write(sums, slope + 4 * np.int64(c) * width, share, width)
+            total[width] = weight
+        else:
+            add(sums, slope + 4 * np.int64(c) * width, share, width)
+            total[width] += weight
         if apart[f] >= 0:
             add(sums, slope + 4 * (at + apart[f] * width), one, width)
-        total[width] += gradient[i, first + c] * share
-        e = max(before[e], 0) - 1
+        e, fresh = max(before[np.uintp(e)], 0) - 1, False
 
 
 @kernel
@@ -189,19 +234,19 @@ def descend(
     """
     width, line, place, later = state.shape[1] - BESIDE, state.strides[0], address(state), _rows_ahead(rows.shape[1])
     first, tiny, step = gradient.shape[1] - len(starts), np.float32(1e-8), np.float32(rate)
-    ids, base, changed, slopes = rows.shape[1], np.int32(stamp), 0, address(gradient)
+    ids, base, e, changed, slopes = rows.shape[1], np.int32(stamp), np.int32(0), 0, address(gradient)
     weight_of, square_of = np.uintp(width), np.uintp(width + 1)
     for i in range(rows.shape[0]):
         here, ahead_of, more = np.uintp(i), np.uintp(i + later), i + later < rows.shape[0]
         for f in range(np.uintp(ids)):
             if more:
                 _fetch(place + max(rows[ahead_of, f], 0) * line, line)
-            e, r, c = np.uintp(i * ids) + f, rows[here, f], np.uintp(of[f])
-            if r < 0 or marks[np.uintp(r), square_of + np.uintp(2)] != base + np.int32(e) + np.int32(1):
+            r, c, e = rows[here, f], np.uintp(of[f]), e + np.int32(1)
+            if r < 0 or marks[np.uintp(r), square_of + np.uintp(2)] != base + e:
                 continue
             source, weight = slopes + i * gradient.strides[0] + 4 * np.int64(c) * width, gradient[here, np.uintp(first) + c]
-            if before[e] > 0 or widths[c] > 1 or apart[f] >= 0:
-                _chain(int(np.int64(e)), width, rows, starts, widths, of, apart, at, gradient, before, total)
+            if before[np.uintp(e - np.int32(1))] > 0 or widths[c] > 1 or apart[f] >= 0:
+                _chain(int(e) - 1, width, rows, starts, widths, of, apart, at, gradient, before, total)
                 source, weight = address(total), total[width]
             k, own = np.uintp(r), used[c]
             square = state[k, square_of] + row_squares(source, own) * np.float32(1 / own)

@@ -99,6 +99,25 @@ def test_duplicates_found_while_gathering_are_those_found_afterwards() -> None:
     assert {n: a.tobytes() for n, a in table.arrays().items()} == {n: a.tobytes() for n, a in other.arrays().items()}
 
 
+def test_where_every_category_has_one_id_reading_to_learn_finds_the_same_rows_and_duplicates() -> None:
+    declared = minibatches.settings()
+    single = tuple(c for c in declared.features.categories if c.max_values == 1)
+    settings = minibatches.settings(features={"categories": single})
+    (table, other), generator = (embedding.Table(settings) for _ in range(2)), np.random.default_rng(0)
+    for now in range(3):
+        found = generator.integers(0, 20, (30, len(single))).astype(np.uint64)
+        found[generator.random(found.shape) < 0.2] = ids.PAD
+        rows, same = table.admit(found, now), other.admit(found, now)
+        assert (rows < 0).any()
+        x, gradient = np.ones((30, 2), np.float32), generator.standard_normal((30, table.row)).astype(np.float32)
+        out = np.full((30, table.row), np.nan, np.float32)
+        table.gather(rows, x, np.zeros(30, np.int64), out, learn=True)
+        assert out.tobytes() == gathered(other, same, x).tobytes()
+        table.descend(rows, gradient)
+        other.descend(same, gradient)
+    assert {n: a.tobytes() for n, a in table.arrays().items()} == {n: a.tobytes() for n, a in other.arrays().items()}
+
+
 def test_a_gathering_that_was_not_learned_from_leaves_no_trace() -> None:
     (table, rows, x), (other, same, _) = filled(), filled()
     gradient = np.ones((len(rows), table.row), np.float32)
