@@ -26,6 +26,7 @@ from models import (
     moments,
     own_gains,
     own_rows,
+    pages,
     registry,
     scenario_slots,
 )
@@ -84,8 +85,8 @@ class Trainer:
         self._scenario = self.table.columns.of(base.geometry(settings).scenario)
         self._adapter = adapter = meta.build(settings, self.model)
         self.shapes = meta.shapes(self.model, adapter)
-        flat = meta.initial(self.model, adapter, settings.learner.seed)
-        self.dense = flat.numpy()
+        self.dense = pages.zeros(base.size(self.shapes))
+        flat = torch.from_numpy(self.dense).copy_(meta.initial(self.model, adapter, settings.learner.seed))
         self.gradient = base.Gradient(self.shapes)
         self.adam = self._optimizer()
         self.adam.average[:] = self.dense

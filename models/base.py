@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import plugins, towers
+from models import pages, plugins, towers
 from state import columns, config, spec
 
 U64 = npt.NDArray[np.uint64]
@@ -169,7 +169,7 @@ class Gradient:
     """A flat gradient and its named views, for torch and for native kernels."""
 
     def __init__(self, shapes: Shapes) -> None:
-        self.flat = torch.zeros(size(shapes))
+        self.flat = torch.from_numpy(pages.zeros(size(shapes)))
         self.numbers: F32 = self.flat.numpy()
         self.views = views(self.flat, shapes)
         self.arrays: dict[str, F32] = {name: view.numpy() for name, view in self.views.items()}

@@ -4,15 +4,13 @@ The table and its map are numpy arrays outside autograd: rows are gathered into 
 for one exact row-wise AdaGrad step.
 """
 
-import mmap
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from models import base, fused_rows, id_map, moments
+from models import base, fused_rows, id_map, moments, pages
 from state import config, spec
 from state.kernels import kernel
 
@@ -140,15 +138,6 @@ def observe(shared: F64, observed: F64, x: F32, slot: I64, weight: F64) -> None:
     moments.observe(observed, x, slot, weight, moments.HALF_LIFE_ROWS)
 
 
-def _zeros(rows: int, width: int) -> F32:
-    """Zeros (rows, width) from the start of a page, in huge pages where the system has them: rows are met in no order."""
-    if sys.platform != "linux" or not rows * width:
-        return np.zeros((rows, width), np.float32)
-    memory = mmap.mmap(-1, 4 * rows * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.float32).reshape(rows, width)
-
-
 class Own(NamedTuple):
     """Mean and 1 / standard deviation (slots + 1, D) of each scenario."""
 
@@ -189,7 +178,7 @@ class Table:
         rows, numbers = self.map.fields + embedding.capacity, len(spec.number_names(settings.features))
         self.width = settings.model.embedding_width
         self._narrow = np.flatnonzero(self.columns.used < self.width)
-        self._state = _zeros(rows, self.width + fused_rows.BESIDE)
+        self._state = pages.zeros(rows * (self.width + fused_rows.BESIDE)).reshape(rows, -1)
         self.table = self._state[:, : self.width + 1]
         self.accumulator = self._state[:, self.width + 1 : self.width + 3]
         self.accumulator[: self.map.fields] = settings.optimizer.embedding_accumulator

@@ -114,7 +114,7 @@ def admit(
             h = key & last
             while values[h] != 0 and keys[h] != key:
                 h = (h + np.uint64(1)) & last
-            value = values[h]
+            value = before = values[h]
             if value == 0:
                 keys[h] = key
                 counts[_USED] += 1
@@ -125,7 +125,8 @@ def admit(
                     counts[_IDLE] += 1
                 else:
                     value = 0
-            seen[h] = now
+            if seen[h] != now:
+                seen[h] = now
             if value <= 0:
                 value = value - 1 if value > -255 else value
                 if -value >= admit_after:
@@ -134,7 +135,9 @@ def admit(
                         value = row + 1
                         fresh_rows[n], fresh_keys[n] = row, key
                         n += 1
-            values[h] = value
+            # Lines that are not written to need not go back to memory.
+            if value != before:
+                values[h] = value
             out[i, f] = value - 1 if value > 0 else field_of[f]
     return n
 

@@ -22,10 +22,11 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Held = TypeVar("Held")
 
-# 32 registers of 16 numbers hold a tile of 8 rows by 2 vectors; 16 registers of 8 hold one of 4 rows.
+# 32 registers of 16 numbers hold a tile of 8 rows by 2 vectors, or of 6 by 4; 16 registers of 8 hold one of 4 rows by 2.
 _WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 _LANES, _HEIGHTS = (16, (8, 4, 2, 1)) if _WIDE else (8, (4, 2, 1))
-_PAIR = 2 * _LANES
+_BROAD_HEIGHTS = (6, 4, 2, 1) if _WIDE else (2, 1)
+_BROAD, _PAIR = 4 * _LANES, 2 * _LANES
 _FEW = 4
 _ALIGN = 16
 
@@ -92,7 +93,7 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
                 builder.store(builder.load(sums[i][j]), places[i][j], align=4)
 
         done = ir.Constant(word, 0)
-        for height in _HEIGHTS:
+        for height in _BROAD_HEIGHTS if vectors > 2 else _HEIGHTS:
             step = ir.Constant(word, height)
             end = builder.sub(rows, builder.srem(builder.sub(rows, done), step))
             with cgutils.for_range_slice(builder, done, end, step, intp=word) as (first, _):
@@ -111,7 +112,8 @@ def _panel(lanes: int, vectors: int) -> Callable[..., None]:
     return intrinsic(panel)
 
 
-_two, _one, _narrow, _single = _panel(_LANES, 2), _panel(_LANES, 1), _panel(_FEW, 1), _panel(1, 1)
+_four, _two, _one = _panel(_LANES, 4), _panel(_LANES, 2), _panel(_LANES, 1)
+_narrow, _single = _panel(_FEW, 1), _panel(1, 1)
 
 
 def _locate(_typing: Any, array: Any) -> Any:
@@ -170,7 +172,10 @@ def _by_address(
     j = 0
     while j < columns:
         left, b_at, c_at, from_at = columns - j, b + 4 * j, c + 4 * j, start + 4 * j
-        if left >= _PAIR:
+        if left >= _BROAD:
+            _four(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
+            j += _BROAD
+        elif left >= _PAIR:
             _two(a, a_row, a_column, b_at, b_row, c_at, c_row, from_at, start_row, rows, depth, add)
             j += _PAIR
         elif left >= _LANES:

@@ -1,4 +1,4 @@
-"""MMoE's trunk and its gradient by native kernels and torch's operations, without autograd.
+"""MMoE's trunk and its gradient without autograd, a native call for each.
 
 Query and support rows go through it together, and what a row's gradient is added up from is added where it stands. The
 reference is `models.mmoe` under autograd; the tests hold the two together.
@@ -9,134 +9,156 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import embedding
 
-from models import base, side_by_side, slot_layers, wide
-from models.matrices import Workspace, affine, column_sums, product, turned
-from state.kernels import kernel
+from models import base, expert_gates, pages, side_by_side, slot_layers, wide
+from state.kernels import Plain, kernel
 
+I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
+_GATES = ("gate.weight", "gate.bias", "own.gate.weight", "own.gate.bias")
+_TOWERS = ("own.tower.weight", "own.tower.bias", "own.output.weight", "own.output.bias")
 
-@kernel
-def _affine_back(x: F32, weight: F32, slope: F32, dweight: F32, dbias: F32, dx: F32) -> None:
-    """Fill the gradients of weight and bias, add that of x."""
-    space = Workspace(np.empty(weight.size + 64, np.float32), np.zeros(1, np.int64))
-    product(x.T, slope, dweight, False)
-    column_sums(slope, dbias)
-    product(slope, turned(weight, space), dx, True)
+
+class Arrays(NamedTuple):
+    """Parameters, or their gradients, as the kernels see them."""
+
+    experts: tuple[tuple[F32, F32], ...]
+    """By layer: weights (K, inputs, outputs) and biases (K x outputs)."""
+    gates: tuple[F32, F32, F32, F32]
+    """Weight and bias of the shared gate, and of the scenarios' own (slots, ...)."""
+    towers: tuple[F32, F32, F32, F32]
+    """What scenarios own of the tower: hidden (slots x O, ...) and output (slots, O x H2 and O); empty without it."""
+    beside: Plain
+    """See `wide.Arrays`."""
 
 
 class Saved(NamedTuple):
     """A forward pass's activations of n rows."""
 
-    inputs: base.Inputs
-    layers: list[torch.Tensor]
-    """What the experts read (n, inputs), then each of their layers (K, n, outputs)."""
-    shares: torch.Tensor
+    inputs: Plain
+    """`base.Inputs` as arrays."""
+    layers: tuple[F32, ...]
+    """The experts' layers (K, n, outputs)."""
+    shares: F32
     """(n, O, K)"""
-    hidden: torch.Tensor
+    hidden: F32
     """Mixtures (n, O, H1)."""
 
 
+@kernel
+def _virtual(slot: I64, earned: F32, objectives: int) -> tuple[I64, F32]:
+    """Slot and earned share of virtual rows (n x O), a slot for each scenario and objective."""
+    at, by = np.empty(len(slot) * objectives, np.int64), np.empty(len(slot) * objectives, np.float32)
+    for v in range(len(at)):
+        i = v // objectives
+        at[v], by[v] = slot[i] * objectives + v - i * objectives, earned[i]
+    return at, by
+
+
+@kernel
+def _rows_of(hidden: F32) -> F32:
+    """Virtual rows (n x O, H) of (n, O, H)."""
+    return hidden.reshape(hidden.shape[0] * hidden.shape[1], hidden.shape[2])
+
+
+@kernel
+def _forward(
+    inputs: Plain, own: Plain, plan: Plain, layers: Plain, shares: F32, hidden: F32, gain: F32, offset: F32, shift: F32
+) -> None:
+    """Fill all from `layers` on: what is saved, and meta inputs as far as scenarios own of the tower."""
+    (x, slot, earned), (experts, gates, towers, beside) = inputs, own
+    entry = x[:, : gates[0].shape[0]]
+    side_by_side.forward(np.expand_dims(entry, 0), experts[0][0], experts[0][1], layers[0])
+    for i in range(1, len(experts)):
+        side_by_side.forward(layers[i - 1], experts[i][0], experts[i][1], layers[i])
+    expert_gates.forward(entry, gates[0], gates[1], gates[2], gates[3], slot, earned, shares)
+    side_by_side.mix(shares, layers[-1], hidden)
+    wide.forward(x, wide.Plan(*plan), wide.Arrays(*beside), offset)
+    if len(towers[0]):
+        at, by = _virtual(slot, earned, hidden.shape[1])
+        slot_layers.forward(_rows_of(hidden), towers[0], towers[1], at, by, _rows_of(shift))
+        gain[:] = 1
+        slot_layers.add_own(towers[2], slot, earned, gain.reshape(len(x), -1))
+        slot_layers.add_own(towers[3], slot, earned, offset)
+
+
+@kernel
+def _backward(
+    saved: Plain, own: Plain, plan: Plain, slopes: Plain, fills: Plain, dlayers: Plain, dshares: F32, dx: F32
+) -> None:  # fmt: skip
+    """Fill `fills`, the gradients of `own`, and dx (R, row), from those of R rows' meta inputs; the others are scratch."""
+    ((x, slot, earned), layers, shares, hidden), (experts, gates, towers, beside) = saved, own
+    (dexperts, dgates, dtowers, dbeside), (dhidden, dgain, doffset, dshift) = fills, slopes
+    rows, dense, last = len(dx), gates[0].shape[0], len(experts) - 1
+    x, slot, earned = x[:rows], slot[:rows], earned[:rows]
+    if len(towers[0]):
+        at, by = _virtual(slot, earned, hidden.shape[1])
+        slot_layers.backward(
+            _rows_of(hidden[:rows]), towers[0], at, by, _rows_of(dshift), _rows_of(dhidden), dtowers[0], dtowers[1]
+        )  # fmt: skip
+        slot_layers.add_own_back(dgain.reshape(rows, -1), slot, earned, dtowers[2])
+        slot_layers.add_own_back(doffset, slot, earned, dtowers[3])
+    side_by_side.mix_back(shares[:rows], layers[-1][:, :rows], dhidden, dshares, dlayers[-1])
+    for i in range(last, 0, -1):
+        below, active, (dweight, dbias) = layers[i - 1][:, :rows], layers[i][:, :rows], dexperts[i]
+        side_by_side.backward(below, experts[i][0], active, dlayers[i], dlayers[i - 1], dweight, dbias)
+    entry, dentry = x[:, :dense], dx[:, :dense]
+    side_by_side.backward(
+        np.expand_dims(entry, 0), experts[0][0], layers[0][:, :rows], dlayers[0], np.expand_dims(dentry, 0), dexperts[0][0],
+        dexperts[0][1],
+    )  # fmt: skip
+    expert_gates.backward(
+        entry, gates[0], gates[2], slot, earned, shares[:rows], dshares, dentry, dgates[0], dgates[1], dgates[2], dgates[3]
+    )  # fmt: skip
+    dx[:, dense:] = 0
+    geometry, weights = wide.Plan(*plan), wide.Arrays(*beside)
+    wide.backward(x, geometry, weights, wide.terms(x, geometry, weights), doffset, wide.Arrays(*dbeside), dx)
+
+
 class Trunk:
-    """See `base.Written`."""
+    """See `base.Written`. What it returns is valid until its next forward pass."""
 
     def __init__(
         self, geometry: base.Geometry, beside: wide.Plan, depth: int, parameters: base.Parameters, gradient: base.Parameters
     ) -> None:  # fmt: skip
         """`depth` layers of experts. Reads `parameters` and fills `gradient`, which are views by name."""
-        self.geometry, self.wide, self.depth = geometry, beside, depth
-        self.own, self.slope = {name: view.detach() for name, view in parameters.items()}, gradient
-        self.beside, self.dbeside = ([views[n] for n in wide.NAMES if n in views] for views in (self.own, self.slope))
-        self.towers = "own.tower.weight" in self.own
+        self.geometry, self.wide, self.depth = geometry, tuple(beside), depth
+        self.own, self.slope = (self._arrays(views, beside) for views in (parameters, gradient))
+        self._arena = pages.Arena()
+
+    def _arrays(self, views: base.Parameters, beside: wide.Plan) -> Arrays:
+        named = {name: view.detach().numpy() for name, view in views.items()}
+        experts = tuple((named[f"expert{i}.weight"], named[f"expert{i}.bias"]) for i in range(self.depth))
+        weight, bias, own, own_bias = (named[name] for name in _GATES)
+        hidden, hidden_bias, output, output_bias = (named.get(name, np.zeros((0, 1, 1), np.float32)) for name in _TOWERS)
+        towers = hidden, hidden_bias.reshape(len(hidden), -1), output.reshape(len(output), -1), output_bias
+        if not len(hidden):
+            towers = hidden, np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
+        beside_it = wide.arrays([views[name] for name in wide.NAMES if name in views], beside)
+        return Arrays(experts, (weight, bias, own, own_bias.reshape(len(own), -1)), towers, beside_it)
 
     def forward(self, inputs: base.Inputs) -> tuple[base.MetaInput, Saved]:
         """Meta inputs of n rows, and what `backward` needs."""
-        x, own, objectives = inputs.x, self.own, self.geometry.objectives
-        n = len(x)
-        layers = [x[:, : self.geometry.dense]]
-        for i in range(self.depth):
-            weight, bias = own[f"expert{i}.weight"], own[f"expert{i}.bias"]
-            out = x.new_empty(len(weight), n, weight.shape[2])
-            stacked = layers[-1] if i else layers[-1].unsqueeze(0)
-            side_by_side.forward(*(t.numpy() for t in (stacked, weight, bias, out)))
-            layers.append(out)
-        logits, change = (x.new_empty(n, own["gate.weight"].shape[1]) for _ in range(2))
-        affine(*(t.numpy() for t in (layers[0], own["gate.weight"], own["gate.bias"], logits)))
-        self._own("own.gate", layers[0], inputs.slot, inputs.earned, change)
-        shares = torch.softmax(logits.add_(change).view(n, objectives, -1), -1)
-        hidden = x.new_empty(n, objectives, layers[-1].shape[2])
-        side_by_side.mix(*(t.numpy() for t in (shares, layers[-1], hidden)))
-        return self._head(inputs, hidden), Saved(inputs, layers, shares, hidden)
-
-    def _head(self, inputs: base.Inputs, hidden: torch.Tensor) -> base.MetaInput:
-        """See `parts.Head.meta`."""
-        n, objectives, _ = hidden.shape
-        offset = wide.added(self.beside, inputs.x, self.wide)
-        if not self.towers:
-            nothing = hidden.new_zeros(n, objectives, 1)
-            return base.MetaInput(hidden, nothing + 1, offset, nothing)
-        earned, width = inputs.earned.view(-1, 1), self.own["own.output.weight"].shape[2]
-        shift = hidden.new_empty(n * objectives, width)
-        self._own("own.tower", hidden.view(n * objectives, -1), *self._virtual(inputs, n), shift)
-        gain = embedding(inputs.slot, self.own["own.output.weight"].flatten(1)).mul_(earned).add_(1)
-        offset.addcmul_(earned, embedding(inputs.slot, self.own["own.output.bias"]))
-        return base.MetaInput(hidden, gain.view(n, objectives, width), offset, shift.view(n, objectives, width))
+        n, objectives, take = len(inputs.x), self.geometry.objectives, self._arena.take
+        self._arena.begin()
+        layers = tuple(take(len(weight), n, weight.shape[2]) for weight, _ in self.own.experts)
+        shares, hidden = take(n, objectives, len(layers[-1])), take(n, objectives, layers[-1].shape[2])
+        towers = len(self.own.towers[0]) > 0
+        width = self.own.towers[0].shape[2]
+        gain, shift, offset = take(n, objectives, width), take(n, objectives, width), take(n, objectives)
+        if not towers:
+            gain[:], shift[:] = 1, 0
+        entering = tuple(part.numpy() for part in inputs)
+        _forward(entering, tuple(self.own), self.wide, layers, shares, hidden, gain, offset, shift)
+        meta = base.MetaInput(*(torch.from_numpy(part) for part in (hidden, gain, offset, shift)))
+        return meta, Saved(entering, layers, shares, hidden)
 
     def backward(self, saved: Saved, slopes: base.MetaInput) -> torch.Tensor:
         """Fill the trunk's gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
-        rows, g, slope = len(slopes.offset), self.geometry, self.slope
-        inputs = base.Inputs(*(part[:rows] for part in saved.inputs))
-        dhidden = self._head_back(inputs, saved.hidden[:rows], slopes)
-        shares, found = saved.shares[:rows], saved.layers[-1][:, :rows].contiguous()
-        dshares, dlayer = torch.empty_like(shares), torch.empty_like(found)
-        side_by_side.mix_back(*(t.numpy() for t in (shares, found, dhidden, dshares, dlayer)))
-        dlogits = torch.ops.aten._softmax_backward_data.default(dshares, shares, -1, torch.float32).view(rows, -1)  # noqa: SLF001
-        dx = inputs.x.new_empty(rows, g.row)
-        for i in range(self.depth - 1, -1, -1):
-            x, active = saved.layers[i], saved.layers[i + 1][:, :rows].contiguous()
-            entering = x[:, :rows].contiguous() if i else x[:rows].unsqueeze(0)
-            below = torch.empty_like(entering) if i else dx[:, : g.dense].unsqueeze(0)
-            weight, fills = self.own[f"expert{i}.weight"], (below, slope[f"expert{i}.weight"], slope[f"expert{i}.bias"])
-            side_by_side.backward(*(t.numpy() for t in (entering, weight, active, dlayer, *fills)))
-            dlayer = below
-        x, dentry = saved.layers[0][:rows], dx[:, : g.dense]
-        filled = slope["gate.weight"], slope["gate.bias"], dentry
-        _affine_back(*(t.numpy() for t in (x, self.own["gate.weight"], dlogits, *filled)))
-        self._own_back("own.gate", x, inputs.slot, inputs.earned, dlogits, dentry)
-        dx[:, g.dense :] = 0
-        wide.add_back(self.beside, inputs.x, self.wide, slopes.offset, self.dbeside, dx)
-        return dx
-
-    def _head_back(self, inputs: base.Inputs, hidden: torch.Tensor, slopes: base.MetaInput) -> torch.Tensor:
-        """The gradient (R, O, H1) of the mixtures."""
-        if not self.towers:
-            return slopes.hidden
-        rows, objectives, _ = hidden.shape
-        earned, dhidden = inputs.earned.view(-1, 1), slopes.hidden.view(rows * objectives, -1)
-        for name, part in (("weight", slopes.gate), ("bias", slopes.offset)):
-            fill = self.slope[f"own.output.{name}"].flatten(1).zero_()
-            fill.index_add_(0, inputs.slot, part.reshape(rows, -1) * earned)
-        up = slopes.shift.reshape(rows * objectives, -1)
-        self._own_back("own.tower", hidden.view(rows * objectives, -1), *self._virtual(inputs, rows), up, dhidden)
-        return slopes.hidden
-
-    def _virtual(self, inputs: base.Inputs, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slot and earned share of virtual rows (n x O), a slot for each scenario and objective."""
-        objectives = self.geometry.objectives
-        slot = inputs.slot.unsqueeze(1) * objectives + torch.arange(objectives)
-        return slot.view(-1), inputs.earned.unsqueeze(1).expand(rows, objectives).reshape(-1)
-
-    def _own(self, name: str, x: torch.Tensor, slot: torch.Tensor, earned: torch.Tensor, out: torch.Tensor) -> None:
-        weight = self.own[f"{name}.weight"]
-        bias = self.own[f"{name}.bias"].view(len(weight), -1)
-        slot_layers.forward(*(t.numpy() for t in (x, weight, bias, slot, earned, out)))
-
-    def _own_back(
-        self, name: str, x: torch.Tensor, slot: torch.Tensor, earned: torch.Tensor, up: torch.Tensor, dx: torch.Tensor
-    ) -> None:  # fmt: skip
-        """Fill the layer's gradients, add that of x."""
-        weight, dweight = self.own[f"{name}.weight"], self.slope[f"{name}.weight"]
-        dbias = self.slope[f"{name}.bias"].view(len(weight), -1)
-        slot_layers.backward(*(t.numpy() for t in (x, weight, slot, earned, up, dx, dweight, dbias)))
+        rows, take = len(slopes.offset), self._arena.take
+        dlayers = tuple(take(len(layer), rows, layer.shape[2]) for layer in saved.layers)
+        dshares, dx = take(rows, *saved.shares.shape[1:]), take(rows, self.geometry.row)
+        given = tuple(part.contiguous().numpy() for part in slopes)
+        _backward(tuple(saved), tuple(self.own), self.wide, given, tuple(self.slope), dlayers, dshares, dx)
+        return torch.from_numpy(dx)

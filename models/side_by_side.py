@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from models.matrices import Workspace, column_sums, product, turned
+from models.vectors import add, address, dot, row_address, write
 from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
@@ -34,8 +35,7 @@ def forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
         for k in range(networks):
             part, own = out[k, start:end], bias[k * width : (k + 1) * width]
             for i in range(end - start):
-                for j in range(width):
-                    part[i, j] = own[j]
+                write(row_address(part, i), address(own), np.float32(1), width)
             product(x[k if len(x) > 1 else 0, start:end], weight[k], part, True)
             for i in range(end - start):
                 for j in range(width):
@@ -113,21 +113,20 @@ def mix(shares: F32, found: F32, out: F32) -> None:
 
 @kernel
 def mix_back(shares: F32, found: F32, slope: F32, dshares: F32, dfound: F32) -> None:
-    """Fill the gradients of shares and experts from that of their mixtures."""
+    """Fill the gradients of shares and experts from that of their mixtures; rows must be contiguous."""
     width = slope.shape[2]
-    product_of = np.empty(width, np.float32)
     for i in range(slope.shape[0]):
+        up = address(slope) + i * slope.strides[0]
         for k in range(found.shape[0]):
-            for h in range(width):
-                dfound[k, i, h] = 0
+            source = address(found) + k * found.strides[0] + i * found.strides[1]
+            target = address(dfound) + k * dfound.strides[0] + i * dfound.strides[1]
             for o in range(slope.shape[1]):
-                by, total = shares[i, o, k], np.float32(0)
-                for h in range(width):
-                    product_of[h] = slope[i, o, h] * found[k, i, h]
-                    dfound[k, i, h] += by * slope[i, o, h]
-                for h in range(width):
-                    total += product_of[h]
-                dshares[i, o, k] = total
+                row = up + 4 * o * width
+                dshares[i, o, k] = dot(row, source, width)
+                if o == 0:
+                    write(target, row, shares[i, o, k], width)
+                else:
+                    add(target, row, shares[i, o, k], width)
 
 
 class _Mixture(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from models.matrices import Workspace, product, turned
-from models.vectors import add, address, write
+from models.vectors import add, row_address, write
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ BLOCK = 128
 
 
 @kernel
-def _order(slot: I64, slots: int) -> tuple[I64, I64]:
+def in_order(slot: I64, slots: int) -> tuple[I64, I64]:
     """Rows (n,) by slot, in their order within one, and where each slot's begin (slots + 1,)."""
     starts, order = np.zeros(slots + 1, np.int64), np.empty(len(slot), np.int64)
     for i in range(len(slot)):
@@ -36,27 +36,28 @@ def _order(slot: I64, slots: int) -> tuple[I64, I64]:
 
 
 @kernel
-def _take(x: F32, rows: I64, out: F32) -> None:
+def take(x: F32, rows: I64, out: F32) -> None:
+    """Copy rows (n,) of x to the first n of `out`."""
     for i in range(len(rows)):
-        write(address(out[i]), address(x[rows[i]]), np.float32(1), out.shape[1])
+        write(row_address(out, i), row_address(x, rows[i]), np.float32(1), out.shape[1])
 
 
 @kernel
 def forward(x: F32, weight: F32, bias: F32, slot: I64, earned: F32, out: F32) -> None:
     """Fill `out` (n, outputs), see `layer`; numbers of a row of x must be contiguous."""
     slots, inputs, outputs = weight.shape
-    order, starts = _order(slot, slots)
+    order, starts = in_order(slot, slots)
     block, found = np.empty((BLOCK, inputs), np.float32), np.empty((BLOCK, outputs), np.float32)
     for s in range(slots):
         for start in range(starts[s], starts[s + 1], BLOCK):
             rows = order[start : min(start + BLOCK, starts[s + 1])]
             n = len(rows)
-            _take(x, rows, block)
-            product(block[:n], weight[s], found[:n], False)
+            take(x, rows, block)
             for i in range(n):
-                by = earned[rows[i]]
-                for j in range(outputs):
-                    out[rows[i], j] = by * (found[i, j] + bias[s, j])
+                write(row_address(found, i), row_address(bias, s), np.float32(1), outputs)
+            product(block[:n], weight[s], found[:n], True)
+            for i in range(n):
+                write(row_address(out, rows[i]), row_address(found, i), earned[rows[i]], outputs)
 
 
 @kernel
@@ -65,7 +66,7 @@ def backward(
 ) -> None:  # fmt: skip
     """Fill the gradients of weights and biases and add that of x; `dx` of no rows is not wanted."""
     slots, inputs, outputs = weight.shape
-    order, starts = _order(slot, slots)
+    order, starts = in_order(slot, slots)
     block, up = np.empty((BLOCK, inputs), np.float32), np.empty((BLOCK, outputs), np.float32)
     space = Workspace(np.empty(inputs * outputs + 64, np.float32), np.zeros(1, np.int64))
     dbias[:] = 0
@@ -79,17 +80,29 @@ def backward(
             rows = order[start : min(start + BLOCK, starts[s + 1])]
             n = len(rows)
             for i in range(n):
-                by = earned[rows[i]]
-                for j in range(outputs):
-                    up[i, j] = by * slope[rows[i], j]
-                for j in range(outputs):
-                    dbias[s, j] += up[i, j]
-            _take(x, rows, block)
+                write(row_address(up, i), row_address(slope, rows[i]), earned[rows[i]], outputs)
+                add(row_address(dbias, s), row_address(up, i), np.float32(1), outputs)
+            take(x, rows, block)
             product(block[:n].T, up[:n], dweight[s], start > starts[s])
             if len(dx):
                 product(up[:n], back, block[:n], False)
                 for i in range(n):
-                    add(address(dx[rows[i]]), address(block[i]), np.float32(1), inputs)
+                    add(row_address(dx, rows[i]), row_address(block, i), np.float32(1), inputs)
+
+
+@kernel
+def add_own(own: F32, slot: I64, earned: F32, out: F32) -> None:
+    """Add to each row of `out` (n, m) what its slot has of `own` (slots, m), as far as it is earned."""
+    for i in range(len(out)):
+        add(row_address(out, i), row_address(own, slot[i]), earned[i], own.shape[1])
+
+
+@kernel
+def add_own_back(slope: F32, slot: I64, earned: F32, down: F32) -> None:
+    """Fill the gradient (slots, m) of `own` from that (n, m) of the rows that it was added to."""
+    down[:] = 0
+    for i in range(len(slope)):
+        add(row_address(down, slot[i]), row_address(slope, i), earned[i], down.shape[1])
 
 
 class _Layer(torch.autograd.Function):

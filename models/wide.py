@@ -243,7 +243,7 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
             slope.numbers[j, d] -= least[j] * own.numbers[j, d]
 
 
-def _arrays(own: Sequence[torch.Tensor], plan: Plan) -> Plain:
+def arrays(own: Sequence[torch.Tensor], plan: Plan) -> Plain:
     """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
     nothing = np.zeros(0, np.float32)
     found = [*(part.detach().numpy() for part in own), *(nothing, nothing.reshape(0, plan.width))[len(own) - 1 :]]
@@ -255,7 +255,7 @@ def added(own: Sequence[torch.Tensor], x: torch.Tensor, plan: Plan) -> torch.Ten
     out = torch.empty(len(x), plan.objectives)
     if plan.kind == OFF:
         return out.zero_()
-    _added(x.detach().numpy(), tuple(plan), _arrays(own, plan), out.numpy())
+    _added(x.detach().numpy(), tuple(plan), arrays(own, plan), out.numpy())
     return out
 
 
@@ -266,7 +266,7 @@ def add_back(
     """Fill the gradients `slope` of `own` and add to `dx` (n, row), from the gradient (n, O) of `added`."""
     if plan.kind != OFF:
         gradient = doffset.contiguous().numpy()
-        _again(x.detach().numpy(), tuple(plan), _arrays(own, plan), gradient, _arrays(slope, plan), dx.numpy())
+        _again(x.detach().numpy(), tuple(plan), arrays(own, plan), gradient, arrays(slope, plan), dx.numpy())
 
 
 class _Wide(torch.autograd.Function):
