@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
-_ALIGN = 16
+_ALIGN, _APART = 16, 17 * 16
 _PAGE = 1 << 21
 
 
@@ -42,7 +42,8 @@ class Arena:
     def take(self, *shape: int) -> F32:
         """An unset float32 matrix, valid until the next `begin`."""
         start, size = self._used, math.prod(shape)
-        self._used = start + size + (-size) % _ALIGN
+        # Rows of one number in matrices that begin at one place of their pages would compete for the same places of a cache.
+        self._used = start + size + (-size) % _ALIGN + _APART
         if self._used > len(self._numbers):
             return np.empty(shape, np.float32)
         return self._numbers[start : start + size].reshape(shape)

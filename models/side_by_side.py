@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.autograd.function import once_differentiable
 
-from models.matrices import Workspace, column_sums, product, turned
+from models.matrices import Workspace, column_sums, part, product, turned
 from models.vectors import add, address, dot, row_address, write
 from state.kernels import kernel
 
@@ -33,19 +33,25 @@ def forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
     for start in range(0, rows, BLOCK):
         end = min(start + BLOCK, rows)
         for k in range(networks):
-            part, own = out[k, start:end], bias[k * width : (k + 1) * width]
+            block, own = out[k, start:end], bias[k * width : (k + 1) * width]
             for i in range(end - start):
-                write(row_address(part, i), address(own), np.float32(1), width)
-            product(x[k if len(x) > 1 else 0, start:end], weight[k], part, True)
+                write(row_address(block, i), address(own), np.float32(1), width)
+            product(x[k if len(x) > 1 else 0, start:end], weight[k], block, True)
             for i in range(end - start):
                 for j in range(width):
-                    value = part[i, j]
-                    part[i, j] = np.float32(0) if value < 0 else value
+                    value = block[i, j]
+                    block[i, j] = np.float32(0) if value < 0 else value
+
+
+@kernel
+def _place(values: F32, k: int, i: int) -> int:
+    """Numbers from the first to row i of matrix k."""
+    return int((k * values.strides[0] + i * values.strides[1]) // 4)
 
 
 @kernel
 def backward(x: F32, weight: F32, out: F32, slope: F32, dx: F32, dweight: F32, dbias: F32) -> None:
-    """Fill the gradients; `dx` of no rows is not wanted."""
+    """Fill the gradients; `dx` of no rows is not wanted. Rows must be contiguous."""
     networks, rows, width = out.shape
     shared, zero = len(x) == 1, np.float32(0)
     space = Workspace(np.empty(networks * (weight.shape[1] * width + 64), np.float32), np.zeros(1, np.int64))
@@ -56,7 +62,9 @@ def backward(x: F32, weight: F32, out: F32, slope: F32, dx: F32, dweight: F32, d
         end = min(start + BLOCK, rows)
         for k in range(networks):
             at = 0 if shared else k
-            dz, active, up = block[: end - start], out[k, start:end], slope[k, start:end]
+            # As matrices of their own: numbers of an array that may be part of a larger one count as lying anywhere.
+            dz, at_out, at_slope = block[: end - start], _place(out, k, start), _place(slope, k, start)
+            active, up = part(out, at_out, end - start, width), part(slope, at_slope, end - start, width)
             for i in range(end - start):
                 for j in range(width):
                     dz[i, j] = up[i, j] if active[i, j] > 0 else zero

@@ -20,11 +20,12 @@ def test_shares_of_experts_and_their_gradients_are_those_of_torch(rows: int) -> 
     wanted = torch.softmax(logits.view(rows, objectives, experts), -1)
     (wanted * slope).sum().backward()  # type: ignore[no-untyped-call]
     found = np.empty(slope.shape, np.float32)
-    expert_gates.forward(*(t.numpy() for t in (x, weight, bias, own, own_bias, slot, earned)), found)
+    expert_gates.forward(*[*(t.numpy() for t in (x, weight, bias, own, own_bias, slot, earned)), found])
     np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-5)
     dx = np.ones((rows, inputs), np.float32)
     fills = [np.full(t.shape, np.nan, np.float32) for t in (weight, bias, own, own_bias)]
-    expert_gates.backward(*(t.numpy() for t in (x, weight, own, slot, earned)), found, slope.numpy(), dx, *fills)
+    given = [t.numpy() for t in (x, weight, own, slot, earned)]
+    expert_gates.backward(*[*given, found, slope.numpy(), dx, *fills])
     for own_gradient, reference in zip((dx - 1, *fills), named, strict=True):
         assert reference.grad is not None
         np.testing.assert_allclose(own_gradient, reference.grad.numpy(), atol=1e-4, rtol=1e-4)
