@@ -131,10 +131,11 @@ class Trunk:
         named = {name: view.detach().numpy() for name, view in views.items()}
         experts = tuple((named[f"expert{i}.weight"], named[f"expert{i}.bias"]) for i in range(self.depth))
         weight, bias, own, own_bias = (named[name] for name in _GATES)
-        hidden, hidden_bias, output, output_bias = (named.get(name, np.zeros((0, 1, 1), np.float32)) for name in _TOWERS)
-        towers = hidden, hidden_bias.reshape(len(hidden), -1), output.reshape(len(output), -1), output_bias
-        if not len(hidden):
-            towers = hidden, np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
+        nothing = np.zeros((0, 1), np.float32)
+        towers = nothing.reshape(0, 1, 1), nothing, nothing, nothing
+        if _TOWERS[0] in named:
+            hidden, hidden_bias, output, output_bias = (named[name] for name in _TOWERS)
+            towers = hidden, hidden_bias.reshape(len(hidden), -1), output.reshape(len(output), -1), output_bias
         beside_it = wide.arrays([views[name] for name in wide.NAMES if name in views], beside)
         return Arrays(experts, (weight, bias, own, own_bias.reshape(len(own), -1)), towers, beside_it)
 

@@ -51,8 +51,8 @@ class Deeper:
     def __init__(self, settings: config.Config, width: int) -> None:
         """`width` is that of the rows that enter the tower."""
         self.width = width
-        self.depth = torch.tensor([o.layers for o in settings.objectives for _ in range(o.outputs)], dtype=torch.long)
-        self.layers = int(self.depth.max()) if len(self.depth) else 0
+        self.depth = tuple(o.layers for o in settings.objectives for _ in range(o.outputs))
+        self.layers = max(self.depth, default=0)
 
     def __bool__(self) -> bool:
         """Whether any objective has further layers."""
@@ -68,8 +68,11 @@ class Deeper:
 
     def through(self, parameters: base.Parameters, hidden: torch.Tensor) -> torch.Tensor:
         """Rows (n, O, H) behind the layers of their objectives."""
+        if not self:
+            return hidden
+        depth = torch.tensor(self.depth, device=hidden.device).view(-1, 1)
         for i in range(self.layers):
             bias = parameters[f"objective.deeper{i}.bias"].view(-1, 1, self.width)
             layer = torch.baddbmm(bias, hidden.transpose(0, 1), parameters[f"objective.deeper{i}.weight"]).relu().transpose(0, 1)
-            hidden = torch.where((self.depth > i).to(hidden.device).view(-1, 1), layer, hidden)
+            hidden = torch.where(depth > i, layer, hidden)
         return hidden

@@ -246,7 +246,7 @@ def _pairs_back(x: F32, plan: Plan, own: Arrays, total: F32, up_first: F32, up: 
 def arrays(own: Sequence[torch.Tensor], plan: Plan) -> Plain:
     """Parameters or gradients in the order of `NAMES` as the kernels see them; those that the plan does not have are empty."""
     nothing = np.zeros(0, np.float32)
-    found = [*(part.detach().numpy() for part in own), *(nothing, nothing.reshape(0, plan.width))[len(own) - 1 :]]
+    found = [*(part.detach().numpy() for part in own), *(nothing, nothing, nothing.reshape(0, plan.width))[len(own) :]]
     return found[0], found[1], found[2]
 
 

@@ -1,6 +1,9 @@
+import numpy as np
+import pytest
 import torch
 
-from tests import networks
+from learner import step
+from tests import minibatches, networks
 
 
 def test_it_equals_a_plain_loop_over_rows_objectives_and_experts() -> None:
@@ -47,3 +50,15 @@ def test_experts_may_have_widths_of_their_own() -> None:
     network, _, _ = networks.drawn("mmoe", expert_hidden=(9, 7, 5), experts=2)
     assert network.shapes["expert2.weight"] == (2, 7, 5)
     assert network.shapes["tower.weight"] == (5, 8)
+
+
+@pytest.mark.parametrize("wide", ["off", "fm"])
+@pytest.mark.parametrize("own_towers", [True, False])
+def test_the_written_trunk_equals_autograd_with_another_wide_part_and_without_own_towers(wide: str, own_towers: bool) -> None:
+    settings = minibatches.settings(2, model={"name": "mmoe", "wide": wide, "own_towers": own_towers})
+    written, plain = (step.Trainer(settings, compiled=compiled) for compiled in (True, False))
+    assert (written.choice.engine, plain.choice.engine) == ("written", "autograd")
+    batch = minibatches.minibatch(settings, 3, support=4)
+    said = [trainer.step(batch, 0) for trainer in (written, plain)]
+    np.testing.assert_allclose(said[0].adapted, said[1].adapted, atol=1e-5)
+    np.testing.assert_allclose(written.gradient.numbers, plain.gradient.numbers, atol=1e-5)
