@@ -12,7 +12,7 @@ import itertools
 
 import torch
 
-from models import base, objective_layers, pepnet_native, pepnet_torch, wide
+from models import base, objective_layers, parts, pepnet_native, pepnet_torch, wide
 from state import config
 
 
@@ -39,20 +39,20 @@ class PEPNet:
         model, inputs, objectives = self.model, self.inputs, self.objectives
         shapes: base.Shapes = {}
         if model.use_epnet:
-            shapes |= _layer("epnet.in", inputs, model.gate_hidden) | _layer(
+            shapes |= parts.layer("epnet.in", inputs, model.gate_hidden) | parts.layer(
                 "epnet.out", model.gate_hidden, self.geometry.embedded
             )
         widths = (inputs, *model.hidden)
         for i, (fan_in, width) in enumerate(itertools.pairwise(widths[:-1])):
-            shapes |= _layer(f"hidden{i}", fan_in, width)
+            shapes |= parts.layer(f"hidden{i}", fan_in, width)
         if model.use_ppnet:
             gates = len(model.hidden) * objectives
             personal = inputs + len(self.personal) * self.geometry.width
-            shapes |= _layer("ppnet.in", personal, gates * model.gate_hidden)
+            shapes |= parts.layer("ppnet.in", personal, gates * model.gate_hidden)
             for i, width in enumerate(model.hidden):
                 shapes[f"ppnet.out{i}.weight"] = (objectives, model.gate_hidden, width)
                 shapes[f"ppnet.out{i}.bias"] = (objectives * width,)
-        shapes |= _layer("tower", widths[-2], widths[-1])
+        shapes |= parts.layer("tower", widths[-2], widths[-1])
         shapes["output.weight"] = (objectives, widths[-1])
         shapes["output.bias"] = (objectives,)
         return shapes | self.deeper.shapes() | self.apart.shapes() | wide.shapes(self.wide)
@@ -132,17 +132,13 @@ class PEPNet:
             return [torch.ones(rows, objectives, width) for width in layers]
         seen = torch.cat([entry.detach() if self.model.stop_gradient else entry, *(embedded[:, s] for s in self.personal)], 1)
         hidden = torch.relu(torch.addmm(parameters["ppnet.in.bias"], seen, parameters["ppnet.in.weight"]))
-        parts = hidden.view(rows, len(layers), objectives, self.model.gate_hidden).permute(1, 2, 0, 3)
+        within = hidden.view(rows, len(layers), objectives, self.model.gate_hidden).permute(1, 2, 0, 3)
         gates = []
         for i, width in enumerate(layers):
             bias = parameters[f"ppnet.out{i}.bias"].view(objectives, 1, width)
-            logit = torch.baddbmm(bias, parts[i], parameters[f"ppnet.out{i}.weight"])
+            logit = torch.baddbmm(bias, within[i], parameters[f"ppnet.out{i}.weight"])
             gates.append(self.model.gamma * torch.sigmoid(logit).transpose(0, 1))
         return gates
-
-
-def _layer(name: str, inputs: int, outputs: int) -> base.Shapes:
-    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
 def spans(geometry: base.Geometry, names: tuple[str, ...]) -> list[slice]:
@@ -152,8 +148,8 @@ def spans(geometry: base.Geometry, names: tuple[str, ...]) -> list[slice]:
 
 def without_gradient(x: torch.Tensor, keep: list[slice]) -> torch.Tensor:
     """`x` detached but for the columns `keep`."""
-    parts, at = [], 0
+    kept, at = [], 0
     for span in sorted(keep, key=lambda s: int(s.start)):
-        parts += [x[:, at : span.start].detach(), x[:, span]]
+        kept += [x[:, at : span.start].detach(), x[:, span]]
         at = span.stop
-    return torch.cat([*parts, x[:, at:].detach()], 1)
+    return torch.cat([*kept, x[:, at:].detach()], 1)

@@ -58,6 +58,7 @@ def test_a_new_objective_brings_its_own_depth_and_changes_no_other(name: str) ->
     for i in range(3):
         before.step(minibatches.minibatch(old, i), i)
     fresh.load(extension.extend(old, before.arrays(), new, fresh.arrays()))
+    assert set(fresh.shapes) - set(before.shapes) == {"objective.deeper1.weight", "objective.deeper1.bias"}
     batch = minibatches.minibatch(new, 9)
     was = before.score(batch._replace(label=batch.label[:, :1], weight=batch.weight[:, :1], s_label=batch.s_label[:, :1]))
     assert fresh.score(batch).unadapted[:, :1] == pytest.approx(was.unadapted, abs=1e-6)
