@@ -1,9 +1,14 @@
-"""Three narrow changes to Faust, in one place and pinned to the version that they were measured with (docs/decisions).
+"""Narrow changes to Faust, in one place and pinned to the version that they were measured with (docs/decisions).
 
 aiokafka keeps one fetch in flight per broker, and Faust lets it wait 1.5 s on idle partitions, while busy ones run dry: the
 wait becomes a setting. `Consumer._drain_messages` makes four tasks per message to be interruptible while a callback waits:
 the callback is stepped once first, and it nearly always ends without waiting. A static member that joins again may get the
 generation that it had, and then messages fetched before the rebalance pass for new ones: every assignment gets its own number.
+
+Two of them keep messages from being lost in a rebalance. What was fetched while it went on is dropped, as Faust then steps back
+to the committed offsets; but aiokafka leaves a partition that nothing was committed of where it stands, so it is rewound here.
+And where Faust runs without its compiled part, it acknowledges a message that a stream skips, as it was fetched before the
+rebalance; without a committed offset to compare with, a commit would then pass over all messages before it.
 """
 
 import itertools
@@ -11,6 +16,7 @@ import types
 from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, cast
 
+import aiokafka
 import faust
 import faust.transport.consumer
 import faust.transport.drivers.aiokafka
@@ -39,9 +45,26 @@ def install(fetch_wait_ms: int) -> None:
         )
     consumer: Any = faust.transport.consumer.Consumer
     consumer.wait_first = _wait_first
+    consumer.ack = ack_taken
     driver: Any = faust.transport.drivers.aiokafka
     driver.Consumer.RebalanceListener = NumberedAssignments
-    _short_fetch_wait(fetch_wait_ms)
+    _own_consumer(fetch_wait_ms)
+
+
+class RewindingConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka has no types
+    """Steps back to the start of partitions without a committed offset, where aiokafka would go on at its position."""
+
+    async def seek_to_committed(self, *partitions: Any) -> dict[Any, int | None]:
+        """Seek to what is read first after a restart; return the committed offsets (None: none).
+
+        Raises:
+            IllegalStateError: a partition is not assigned.
+        """
+        found: dict[Any, int | None] = await super().seek_to_committed(*partitions)
+        untouched = [partition for partition, offset in found.items() if not offset]
+        if untouched:
+            await self.seek_to_beginning(*untouched)
+        return found
 
 
 class NumberedAssignments(faust.transport.drivers.aiokafka.ConsumerRebalanceListener):
@@ -59,17 +82,24 @@ class NumberedAssignments(faust.transport.drivers.aiokafka.ConsumerRebalanceList
         await self._thread.on_partitions_assigned(ensure_TPset(assigned), number)
 
 
-def _short_fetch_wait(fetch_wait_ms: int) -> None:
+def _own_consumer(fetch_wait_ms: int) -> None:
     driver: Any = faust.transport.drivers.aiokafka
-    consumer = driver.aiokafka.AIOKafkaConsumer
 
     def make(*arguments: Any, **settings: Any) -> Any:
         if "fetch_max_wait_ms" in settings:
             settings["fetch_max_wait_ms"] = fetch_wait_ms
-        return consumer(*arguments, **settings)
+        return RewindingConsumer(*arguments, **settings)
 
     # The driver's view of aiokafka only: other users of the package keep theirs.
     driver.aiokafka = types.SimpleNamespace(**{**vars(driver.aiokafka), "AIOKafkaConsumer": make})
+
+
+_ack = faust.transport.consumer.Consumer.ack
+
+
+def ack_taken(self: Any, message: Any) -> bool:
+    """Acknowledge a message if a stream took it."""
+    return bool(message.tracked and _ack(self, message))
 
 
 async def _wait_first(self: Any, *coroutines: Any, timeout: float | None = None) -> WaitResults:  # noqa: ASYNC109 -- Faust's name
