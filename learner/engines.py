@@ -5,7 +5,7 @@ import torch
 from learner import passes, sampled_softmax
 from learner.meta import registry as meta_learners
 from models import base, two_tower
-from models.engines import Choice, obstacle, unnative
+from models.engines import Choice, obstacle, towerless, unnative
 from models.meta import adapters
 from models.meta import registry as meta
 from state import config
@@ -42,5 +42,5 @@ def choose(
         engine = passes.compiled(model, settings, flat, gradient)
         return engine, Choice("written" if isinstance(engine, passes.Written) else "compiled", reason)
     if not obstacle(settings):
-        reason = "a trainer without compiled towers" if towers else f'model.name = "{settings.model.name}", which has no tower'
+        reason = "a trainer without compiled towers" if towers else towerless(settings)
     return passes.Autograd(model, adapter, outer, settings, flat, gradient.flat), Choice("autograd", reason)

@@ -6,20 +6,12 @@ import torch
 
 from models import base, pages, side_by_side, towers
 from models.matrices import Workspace, column_sums, product, turned, workspace
+from models.native_tower import enter
 from models.side_by_side import BLOCK
 from state import config
 from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
-
-
-@kernel
-def _enter_tower(hidden: F32, weight: F32, bias: F32, shift: F32, z: F32) -> None:
-    """Fill the pre-activations z (V, H2) = hidden W + b + shift, which is (V, H2) or (V, 1)."""
-    for v in range(len(z)):
-        for j in range(z.shape[1]):
-            z[v, j] = bias[j] + shift[v, j if shift.shape[1] > 1 else 0]
-    product(hidden, weight, z, True)
 
 
 @kernel
@@ -88,7 +80,7 @@ class Compiled:
         width = weight.shape[1]
         z = torch.from_numpy(self._arena.take(rows * objectives, width))
         shift = meta.shift.reshape(rows * objectives, -1)
-        _enter_tower(*(part.numpy() for part in (hidden, weight, self.fast["tower.bias"].detach(), shift, z)))
+        enter(*(part.numpy() for part in (hidden, weight, self.fast["tower.bias"].detach(), shift, z)))
         return hidden, z, meta.gate.expand(-1, -1, width).reshape(rows * objectives, width), meta.offset.reshape(-1, 1)
 
     def _learn(self, lists: towers.Lists, every: towers.Meta, train: bool) -> tuple[base.Pass, towers.Slopes]:

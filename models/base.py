@@ -192,6 +192,9 @@ class NativeTrunk(Protocol):
     def run(self, x: F32, lists: towers.Lists, gradient: Gradient | None) -> Pass:
         """Score R query rows, before V support rows in `x` (R + V, row); with `gradient`, fill it as well."""
 
+    def meta(self, x: F32) -> towers.Meta:
+        """Meta inputs of the virtual rows of `x` (n, row), the tower's hidden layer entered."""
+
 
 class Written(Protocol):
     """A trunk and its gradient without autograd, over views of parameters and gradients that it was built with."""

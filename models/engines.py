@@ -2,7 +2,7 @@
 
 The learner has, from fast to slow: `native`, the whole network by hand; `written`, a trunk whose gradient is written out, with
 compiled towers; `compiled`, autograd through the trunk alone; `autograd`, for everything; and beside them `cuda`. Serving has
-`native` and `torch`.
+`native`; `compiled`, towers in native code under a trunk that torch runs; and `torch`.
 """
 
 from typing import NamedTuple
@@ -44,3 +44,8 @@ def unnative(settings: config.Config) -> str:
     if settings.model.native is False:
         return "model.native = false"
     return obstacle(settings) or f'model.name = "{settings.model.name}", which has no native network as it is configured'
+
+
+def towerless(settings: config.Config) -> str:
+    """What keeps a model from compiled towers that no other setting keeps from them."""
+    return f'model.name = "{settings.model.name}", which has no tower'

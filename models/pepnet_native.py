@@ -11,8 +11,25 @@ import numpy.typing as npt
 import torch
 
 from models import base, limits, towers, wide
-from models.matrices import Workspace, affine, borrowed, column_sums, part, product, room, sigmoid, turned, workspace
-from models.matrices import flat as run_of
+from models.matrices import Workspace, borrowed, product, room, sigmoid, turned, workspace
+from models.pepnet_layers import (
+    Plan,
+    affine_at,
+    affine_back,
+    gate_logits,
+    gate_logits_back,
+    gated,
+    gated_back,
+    join,
+    layer_of,
+    rectify,
+    rectify_back,
+    sigmoid_back,
+    split,
+    virtual_of,
+    weight_at,
+    weight_back,
+)
 from state import config
 from state.kernels import Plain, kernel
 
@@ -20,37 +37,6 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 _NONE_BROKEN: Bools = np.zeros(0, np.bool_)
-
-
-class Plan(NamedTuple):
-    """Geometry for the kernels; offsets are places in the flat vector of parameters, where a bias follows its weight."""
-
-    embedded: int
-    """C x E"""
-    dense: int
-    """Embeddings and numbers, what the network reads."""
-    width: int
-    """E"""
-    gamma: float
-    gate_hidden: int
-    objectives: int
-    personal: I64
-    """First columns of the personal embeddings."""
-    scenario: I64
-    """First columns of the embeddings that EPNet's gate changes."""
-    layers: I64
-    """Widths of the hidden layers; the last one is the tower's."""
-    starts: I64
-    """O x sum of the layers before each, and of all."""
-    epnet_in: int
-    epnet_out: int
-    hidden: I64
-    """Of every layer; the last is the tower's."""
-    ppnet_in: int
-    ppnet_out: I64
-    """Of every layer's gates (O, G, width)."""
-    output: int
-    wide: int
 
 
 class Saved(NamedTuple):
@@ -75,195 +61,40 @@ class Saved(NamedTuple):
 
 
 @kernel
-def _weight(flat: F32, at: int, rows: int, columns: int) -> F32:
-    return part(flat, at, rows, columns)
-
-
-@kernel
-def _affine(x: F32, flat: F32, at: int, out: F32) -> None:
-    """Fill out = x W + b with the layer at `at`."""
-    rows, columns = x.shape[1], out.shape[1]
-    bias = at + rows * columns
-    affine(x, _weight(flat, at, rows, columns), flat[bias : bias + columns], out)
-
-
-@kernel
-def _weight_back(x: F32, slope: F32, gradient: F32, at: int) -> None:
-    """The gradient of the layer at `at` from that of its output (n, columns), whose inputs were the first n of `x`."""
-    rows, columns = x.shape[1], slope.shape[1]
-    bias = at + rows * columns
-    product(x[: len(slope)].T, slope, _weight(gradient, at, rows, columns), False)
-    column_sums(slope, gradient[bias : bias + columns])
-
-
-@kernel
-def _affine_back(x: F32, slope: F32, flat: F32, at: int, gradient: F32, dx: F32, add: bool, space: Workspace) -> None:
-    """`_weight_back`, and the gradient `dx` of its inputs."""
-    _weight_back(x, slope, gradient, at)
-    product(slope, turned(_weight(flat, at, dx.shape[1], slope.shape[1]), space), dx, add)
-
-
-@kernel
-def _layer(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
-    """Block i of layers side by side (rows, O x width)."""
-    return part(blocks, rows * plan.starts[i], rows, plan.starts[i + 1] - plan.starts[i])
-
-
-@kernel
-def _virtual(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
-    """The same block (rows x O, width)."""
-    return part(blocks, rows * plan.starts[i], rows * plan.objectives, plan.layers[i])
-
-
-@kernel
-def _rectify(values: F32) -> None:
-    numbers = run_of(values)
-    for i in range(len(numbers)):
-        value = numbers[i]
-        numbers[i] = np.float32(0) if value < 0 else value
-
-
-@kernel
-def _rectify_back(slope: F32, active: F32) -> None:
-    """Where the active row of the forward pass is not above zero, its gradient is zero."""
-    for i in range(slope.shape[0]):
-        for j in range(slope.shape[1]):
-            slope[i, j] = slope[i, j] if active[i, j] > 0 else np.float32(0)
-
-
-@kernel
-def _sigmoid_back(slope: F32, value: F32, gamma: float) -> None:
-    """From the gradient of gamma x sigmoid to that of its logit."""
-    inverse = np.float32(1.0 / gamma)
-    for i in range(slope.shape[0]):
-        for j in range(slope.shape[1]):
-            slope[i, j] *= value[i, j] * (np.float32(1) - value[i, j] * inverse)
-
-
-@kernel
-def _join(x: F32, gate: F32, plan: Plan, entry: F32) -> None:
-    for i in range(x.shape[0]):
-        for j in range(plan.embedded):
-            entry[i, j] = x[i, j] * gate[i, j]
-        for j in range(np.uintp(plan.embedded), np.uintp(plan.dense)):
-            entry[i, j] = x[i, j]
-        at = np.uintp(plan.dense)
-        for start in plan.personal:
-            for d in range(np.uintp(plan.width)):
-                entry[i, at + d] = x[i, np.uintp(start) + d]
-            at += np.uintp(plan.width)
-
-
-@kernel
-def _gated(active: F32, gate: F32, out: F32) -> None:
-    """`out` (n, O x width) = active x gate; an active row of one width serves all objectives."""
-    columns = np.uintp(active.shape[1])
-    for i in range(len(out)):
-        # Unsigned places: a sum that might be negative would be checked for it, and the loop not be vectorised.
-        for at in range(np.uintp(0), np.uintp(out.shape[1]), columns):
-            for j in range(columns):
-                out[i, at + j] = active[i, j] * gate[i, at + j]
-
-
-@kernel
-def _gated_back(slope: F32, active: F32, gate: F32, gamma: float, dgate: F32, out: F32) -> None:
-    """Backward of `_gated`, of the gate's gamma x sigmoid and of the rectifier; `out` may be `slope` where it is as wide."""
-    columns, inverse, one = np.uintp(active.shape[1]), np.float32(1.0 / gamma), np.float32(1)
-    for i in range(len(slope)):
-        for at in range(np.uintp(0), np.uintp(slope.shape[1]), columns):
-            for j in range(columns):
-                by = gate[i, at + j]
-                dgate[i, at + j] = slope[i, at + j] * active[i, j] * by * (one - by * inverse)
-        for j in range(columns):
-            out[i, j] = slope[i, j] * gate[i, j]
-        for at in range(columns, np.uintp(slope.shape[1]), columns):
-            for j in range(columns):
-                out[i, j] += slope[i, at + j] * gate[i, at + j]
-        for j in range(columns):
-            out[i, j] = out[i, j] if active[i, j] > 0 else np.float32(0)
-
-
-@kernel
-def _split(x: F32, gate: F32, dentry: F32, dpersonal: F32, plan: Plan, dgate: F32, dx: F32) -> None:
-    """Backward of `_join`: gradients of the gate's logit and of the inputs."""
-    inverse = np.float32(1.0 / plan.gamma)
-    for i in range(dx.shape[0]):
-        for j in range(plan.embedded):
-            g = gate[i, j]
-            dgate[i, j] = dentry[i, j] * x[i, j] * g * (np.float32(1) - g * inverse)
-        for j in range(plan.embedded):
-            dx[i, j] = dentry[i, j] * gate[i, j]
-        for j in range(np.uintp(plan.embedded), np.uintp(dx.shape[1])):
-            dx[i, j] = 0
-        at = np.uintp(0)
-        for start in plan.personal:
-            for d in range(np.uintp(plan.width)):
-                dx[i, np.uintp(start) + d] += dpersonal[i, at + d]
-            at += np.uintp(plan.width)
-
-
-@kernel
 def _forward(
     plan: Plan, flat: F32, x: F32, beside: wide.Plan, weights: wide.Arrays, space: Workspace
 ) -> tuple[towers.Meta, Saved]:  # fmt: skip
     """Meta inputs of gathered rows (N, row)."""
     n, objectives, hidden_in, layers = len(x), plan.objectives, plan.gate_hidden, len(plan.layers)
     seen, gate = room(space, n, hidden_in), room(space, n, plan.embedded)
-    _affine(x[:, : plan.dense], flat, plan.epnet_in, seen)
-    _rectify(seen)
-    _affine(seen, flat, plan.epnet_out, gate)
+    affine_at(x[:, : plan.dense], flat, plan.epnet_in, seen)
+    rectify(seen)
+    affine_at(seen, flat, plan.epnet_out, gate)
     sigmoid(gate, plan.gamma)
     entry = room(space, n, plan.dense + len(plan.personal) * plan.width)
-    _join(x, gate, plan, entry)
+    join(x, gate, plan, entry)
     within, gates = room(space, n, layers * objectives * hidden_in), room(space, 1, n * plan.starts[layers])
-    _affine(entry, flat, plan.ppnet_in, within)
-    _rectify(within)
+    affine_at(entry, flat, plan.ppnet_in, within)
+    rectify(within)
     for i in range(layers):
-        _gates(plan, flat, within, i, _layer(gates[0], n, plan, i))
+        gate_logits(plan, flat, within, i, layer_of(gates[0], n, plan, i))
     sigmoid(gates, plan.gamma)
     first = room(space, n, plan.layers[0])
-    _affine(entry[:, : plan.dense], flat, plan.hidden[0], first)
-    _rectify(first)
+    affine_at(entry[:, : plan.dense], flat, plan.hidden[0], first)
+    rectify(first)
     active, hidden = room(space, 1, n * plan.starts[layers - 1])[0], room(space, 1, n * plan.starts[layers - 1])[0]
-    _gated(first, _layer(gates[0], n, plan, 0), _layer(hidden, n, plan, 0))
+    gated(first, layer_of(gates[0], n, plan, 0), layer_of(hidden, n, plan, 0))
     for i in range(1, layers - 1):
-        own = _layer(active, n, plan, i)
-        _affine(_virtual(hidden, n, plan, i - 1), flat, plan.hidden[i], _virtual(active, n, plan, i))
-        _rectify(own)
-        _gated(own, _layer(gates[0], n, plan, i), _layer(hidden, n, plan, i))
-    entering = _virtual(hidden, n, plan, layers - 2)
+        own = layer_of(active, n, plan, i)
+        affine_at(virtual_of(hidden, n, plan, i - 1), flat, plan.hidden[i], virtual_of(active, n, plan, i))
+        rectify(own)
+        gated(own, layer_of(gates[0], n, plan, i), layer_of(hidden, n, plan, i))
+    entering = virtual_of(hidden, n, plan, layers - 2)
     z, offset = room(space, n * objectives, plan.layers[-1]), room(space, n, objectives)
-    _affine(entering, flat, plan.hidden[-1], z)
+    affine_at(entering, flat, plan.hidden[-1], z)
     sums = wide.forward(x, beside, weights, offset)
-    meta = towers.Meta(entering, z, _virtual(gates[0], n, plan, layers - 1), offset.reshape(n * objectives, 1))
+    meta = towers.Meta(entering, z, virtual_of(gates[0], n, plan, layers - 1), offset.reshape(n * objectives, 1))
     return meta, Saved(seen, gate, entry, within, gates[0], first, active, hidden, sums)
-
-
-@kernel
-def _gates(plan: Plan, flat: F32, within: F32, i: int, out: F32) -> None:
-    """Logits of layer i's gates (n, O x width)."""
-    width, hidden = plan.layers[i], plan.gate_hidden
-    biases = plan.ppnet_out[i] + plan.objectives * hidden * width
-    bias = flat[biases : biases + plan.objectives * width]
-    for o in range(plan.objectives):
-        at = (i * plan.objectives + o) * hidden
-        weight = _weight(flat, plan.ppnet_out[i] + o * hidden * width, hidden, width)
-        affine(within[:, at : at + hidden], weight, bias[o * width : (o + 1) * width], out[:, o * width : (o + 1) * width])
-
-
-@kernel
-def _gates_back(
-    plan: Plan, flat: F32, within: F32, i: int, dgate: F32, gradient: F32, dwithin: F32, space: Workspace
-) -> None:  # fmt: skip
-    """Backward of `_gates`: fills its part of `gradient` and of `dwithin`."""
-    width, hidden = plan.layers[i], plan.gate_hidden
-    biases = plan.ppnet_out[i] + plan.objectives * hidden * width
-    column_sums(dgate, gradient[biases : biases + plan.objectives * width])
-    for o in range(plan.objectives):
-        first, at = (i * plan.objectives + o) * hidden, plan.ppnet_out[i] + o * hidden * width
-        own = dgate[:, o * width : (o + 1) * width]
-        product(within[: len(dgate), first : first + hidden].T, own, _weight(gradient, at, hidden, width), False)
-        product(own, turned(_weight(flat, at, hidden, width), space), dwithin[:, first : first + hidden], False)
 
 
 @kernel
@@ -273,39 +104,39 @@ def _backward(
     """Fill `gradient` and the gradient `dx` (R, row) of the first R inputs from the tower's slopes, but for the wide part."""
     n, rows, objectives, layers = len(x), len(dx), plan.objectives, len(plan.layers)
     dhidden = slopes.hidden
-    _affine_back(_virtual(saved.hidden, n, plan, layers - 2), slopes.z, flat, plan.hidden[-1], gradient, dhidden, True, space)
-    last = _virtual(dgates, rows, plan, layers - 1)
-    _sigmoid_back(last, _virtual(saved.gates, n, plan, layers - 1), plan.gamma)
+    affine_back(virtual_of(saved.hidden, n, plan, layers - 2), slopes.z, flat, plan.hidden[-1], gradient, dhidden, True, space)
+    last = virtual_of(dgates, rows, plan, layers - 1)
+    sigmoid_back(last, virtual_of(saved.gates, n, plan, layers - 1), plan.gamma)
     for i in range(layers - 2, 0, -1):
         slope = dhidden.reshape(rows, objectives * plan.layers[i])
-        _gated_back(
-            slope, _layer(saved.active, n, plan, i), _layer(saved.gates, n, plan, i), plan.gamma, _layer(dgates, rows, plan, i),
-            slope,
+        gated_back(
+            slope, layer_of(saved.active, n, plan, i), layer_of(saved.gates, n, plan, i), plan.gamma,
+            layer_of(dgates, rows, plan, i), slope,
         )  # fmt: skip
         below = room(space, rows * objectives, plan.layers[i - 1])
-        _affine_back(_virtual(saved.hidden, n, plan, i - 1), dhidden, flat, plan.hidden[i], gradient, below, False, space)
+        affine_back(virtual_of(saved.hidden, n, plan, i - 1), dhidden, flat, plan.hidden[i], gradient, below, False, space)
         dhidden = below
     dfirst, dwithin = room(space, rows, plan.layers[0]), room(space, rows, saved.within.shape[1])
-    _gated_back(
-        dhidden.reshape(rows, objectives * plan.layers[0]), saved.first, _layer(saved.gates, n, plan, 0), plan.gamma,
-        _layer(dgates, rows, plan, 0), dfirst,
+    gated_back(
+        dhidden.reshape(rows, objectives * plan.layers[0]), saved.first, layer_of(saved.gates, n, plan, 0), plan.gamma,
+        layer_of(dgates, rows, plan, 0), dfirst,
     )  # fmt: skip
     for i in range(layers):
-        _gates_back(plan, flat, saved.within, i, _layer(dgates, rows, plan, i), gradient, dwithin, space)
-    _rectify_back(dwithin, saved.within)
+        gate_logits_back(plan, flat, saved.within, i, layer_of(dgates, rows, plan, i), gradient, dwithin, space)
+    rectify_back(dwithin, saved.within)
     dentry, dpersonal = room(space, rows, plan.embedded), room(space, rows, saved.entry.shape[1] - plan.dense)
-    _weight_back(saved.entry[:, : plan.dense], dfirst, gradient, plan.hidden[0])
-    _weight_back(saved.entry, dwithin, gradient, plan.ppnet_in)
-    product(dfirst, turned(_weight(flat, plan.hidden[0], plan.embedded, dfirst.shape[1]), space), dentry, False)
+    weight_back(saved.entry[:, : plan.dense], dfirst, gradient, plan.hidden[0])
+    weight_back(saved.entry, dwithin, gradient, plan.ppnet_in)
+    product(dfirst, turned(weight_at(flat, plan.hidden[0], plan.embedded, dfirst.shape[1]), space), dentry, False)
     personal = plan.ppnet_in + plan.dense * dwithin.shape[1]
-    product(dwithin, turned(_weight(flat, personal, dpersonal.shape[1], dwithin.shape[1]), space), dpersonal, False)
+    product(dwithin, turned(weight_at(flat, personal, dpersonal.shape[1], dwithin.shape[1]), space), dpersonal, False)
     dgate, dseen = room(space, rows, plan.embedded), room(space, rows, plan.gate_hidden)
-    _split(x, saved.gate, dentry, dpersonal, plan, dgate, dx)
-    _affine_back(saved.seen, dgate, flat, plan.epnet_out, gradient, dseen, False, space)
-    _rectify_back(dseen, saved.seen)
-    _weight_back(x[:, : plan.dense], dseen, gradient, plan.epnet_in)
+    split(x, saved.gate, dentry, dpersonal, plan, dgate, dx)
+    affine_back(saved.seen, dgate, flat, plan.epnet_out, gradient, dseen, False, space)
+    rectify_back(dseen, saved.seen)
+    weight_back(x[:, : plan.dense], dseen, gradient, plan.epnet_in)
     for start in plan.scenario:
-        own = _weight(flat, plan.epnet_in + start * plan.gate_hidden, plan.width, plan.gate_hidden)
+        own = weight_at(flat, plan.epnet_in + start * plan.gate_hidden, plan.width, plan.gate_hidden)
         product(dseen, turned(own, space), dx[:, start : start + plan.width], True)
 
 
@@ -323,12 +154,12 @@ def _run(
     biases = plan.output + objectives * width
     own = wide.cut(flat, plan.wide, beside)
     meta, saved = _forward(plan, flat, x, beside, own, space)
-    tower = towers.Tower(_weight(flat, plan.output, objectives, width), flat[biases : biases + objectives])
+    tower = towers.Tower(weight_at(flat, plan.output, objectives, width), flat[biases : biases + objectives])
     written = gradient if train else room(space, 1, len(flat))[0]
     dgates, virtual = room(space, 1, rows * plan.starts[layers])[0], rows * objectives
     slopes = towers.Slopes(
-        room(space, virtual, plan.layers[layers - 2]), room(space, virtual, width), _virtual(dgates, rows, plan, layers - 1),
-        room(space, virtual, 1), _weight(written, plan.output, objectives, width),
+        room(space, virtual, plan.layers[layers - 2]), room(space, virtual, width), virtual_of(dgates, rows, plan, layers - 1),
+        room(space, virtual, 1), weight_at(written, plan.output, objectives, width),
         written[biases : biases + objectives],
     )  # fmt: skip
     loss = towers.joint(meta, tower, lists, settings, unadapted, fitted, slopes, train, space)
@@ -353,6 +184,15 @@ def _enter(
     )  # fmt: skip
     limits.find(unadapted, fitted, asked.n_items, asked.taken, broken)
     return loss, bool(broken.any())
+
+
+@kernel
+def _enter_trunk(plan: Plain, beside: Plain, flat: F32, x: F32, found: Plain, space: Plain) -> None:
+    """Fill meta inputs, as `towers.Meta`, of gathered rows."""
+    shape, wider, memory, out = Plan(*plan), wide.Plan(*beside), Workspace(*space), towers.Meta(*found)
+    memory.used[0] = 0
+    meta, _ = _forward(shape, flat, x, wider, wide.cut(flat, shape.wide, wider), memory)
+    out.hidden[:], out.z[:], out.gate[:], out.offset[:] = meta.hidden, meta.z, meta.gate, meta.offset
 
 
 def covers(settings: config.Config) -> bool:
@@ -408,11 +248,23 @@ class Network:
         self._spare.append(space)
         return base.Pass(unadapted, fitted, loss, dx if train else None, broken if any_broken else _NONE_BROKEN)
 
+    def meta(self, x: F32) -> towers.Meta:
+        """See `base.NativeTrunk`."""
+        virtual = len(x) * self.plan.objectives
+        found = towers.Meta(*(np.empty((virtual, width), np.float32) for width in (self._entry, self._last, self._last, 1)))
+        space = self._taken(self._fixed + len(x) * self._each)
+        _enter_trunk(*self._geometry, self.flat, x, tuple(found), tuple(space))
+        self._spare.append(space)
+        return found
+
     def _space(self, n: int, lists: towers.Lists) -> Workspace:
-        """Memory for a call on n rows: what an earlier one left, if it is enough."""
+        """Memory for a call on n rows."""
         plan, rows = self.plan, len(lists.label)
         tower = towers.room_needed(rows, rows, len(lists.at), plan.objectives, self._entry, self._last)
-        needed = self._fixed + n * self._each + rows * self._trained + tower
+        return self._taken(self._fixed + n * self._each + rows * self._trained + tower)
+
+    def _taken(self, needed: int) -> Workspace:
+        """Memory for so many numbers: what an earlier call left, if it is enough."""
         try:
             space = self._spare.pop()
         except IndexError:

@@ -18,6 +18,7 @@ from models import (
     losses,
     modes,
     moments,
+    native_tower,
     own_gains,
     own_rows,
     registry,
@@ -68,8 +69,8 @@ class Scorer:
     def __init__(self, settings: config.Config, arrays: Arrays, native: bool = True) -> None:
         """Copy the arrays that `Trainer.serving_names` names. They say how many scenario slots there are.
 
-        `native` takes the native network that `model.native` asks for (`models.meta.registry.network`); False leaves it out
-        whatever the configuration says, and torch does the same work, slower.
+        `native` takes the native network that `model.native` asks for (`models.meta.registry.network`), or else compiled towers;
+        False leaves both out whatever the configuration says, and torch does the same work, slower.
 
         Raises:
             ValueError: an array is missing or does not fit the configuration.
@@ -109,6 +110,8 @@ class Scorer:
         self._parameters, self._plan = base.views(flat, shapes), losses.plan(settings.objectives)
         self._fast = meta.fast(self._parameters, self.model, self._adapter)
         self._native = meta.network(settings, self.model, flat) if native else None
+        compiled = native and "tower.weight" in self._fast and not engines.obstacle(settings)
+        self._tower = native_tower.NativeTower(settings.meta, self._fast) if compiled else None
         self.choice = self._choice(native)
         self._slots, self._scenario = scenario_slots.Slots(settings.scenarios), self._columns.of(self._geometry.scenario)
         self._slots.load(arrays)
@@ -120,12 +123,13 @@ class Scorer:
             self.modes.load(arrays)
 
     def _choice(self, native: bool) -> engines.Choice:
-        """What adapted scores are computed by; support as meta inputs is torch's, whatever scores without support."""
-        if self._native is None:
-            return engines.Choice("torch", engines.unnative(self.settings) if native else "a scorer without the native network")
-        if self.settings.support.mode == "meta_inputs":
-            return engines.Choice("torch", 'support.mode = "meta_inputs"')
-        return engines.Choice("native", "")
+        if self._native is not None:
+            return engines.Choice("native", "")
+        if not native:
+            return engines.Choice("torch", "a scorer without native code")
+        if self._tower is not None:
+            return engines.Choice("compiled", engines.unnative(self.settings))
+        return engines.Choice("torch", engines.obstacle(self.settings) or engines.towerless(self.settings))
 
     def score(self, ids: U64, x: F32, scenario: int, support: base.Support | base.Known | None) -> Scored:
         """Score candidates: ids (n, F), raw numbers (n, D) of one user in one scenario, adapted to `support` if given.
@@ -166,6 +170,8 @@ class Scorer:
         taken = np.array(used, np.int64)
         if self._native is not None and not stored:
             plain, adapted = self._natively(self._native, known.x.numpy(), label, n_items, taken)
+        elif self._tower is not None:
+            plain, adapted = self._compiled(self._tower, known, _meta_inputs(stored), label, n_items, taken)
         else:
             weights = [supports.row_weights(self.settings.meta, n, s.ts[-n:]) for s, n in zip(own, kept, strict=True)]
             plain, adapted = self._by_torch(known, _meta_inputs(stored), label, weights, n_items, taken)
@@ -228,6 +234,20 @@ class Scorer:
         lists = towers.Lists(unknown, unknown, n_items, codes, taken, _places(taken), label, at)
         done = network.run(inputs, lists, None)
         return done.unadapted, done.adapted
+
+    def _compiled(
+        self, tower: native_tower.NativeTower, inputs: base.Inputs, stored: base.MetaInput | None, label: F32, n_items: I64,
+        taken: I64,
+    ) -> tuple[F32, F32]:  # fmt: skip
+        """The same by the compiled tower, under the native trunk or that of torch; see `_by_torch` for `stored`."""
+        if self._native is not None:
+            found = self._native.meta(inputs.x.numpy())
+        else:
+            with torch.inference_mode():
+                found = tower.entered(self.model.trunk(self._parameters, inputs))
+        if stored is not None:
+            found = towers.Meta(*(np.concatenate(parts) for parts in zip(found, tower.entered(stored), strict=True)))
+        return tower.run(found, label, n_items, _places(taken), taken)
 
     def _slots_of(self, ids: U64) -> I64:
         return np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])

@@ -85,6 +85,7 @@ def support_of(meta: Meta, lists: Lists, objectives: int, space: Workspace) -> M
     fill(part(found.hidden, count * entry, size - count, entry), 0.0)
     fill(part(found.z, count * width, size - count, width), 0.0)
     fill(part(found.gate, count * width, size - count, width), 0.0)
+    fill(part(found.offset, count, size - count, 1), 0.0)
     return found
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.base import Support
+from models.base import Known, Support
 from serving.live import Model, Scores
 from serving.watching import Entry, Refused
 from state import config as configuration
-from state import disk_snapshots, ids, snapshots, spec
+from state import disk_snapshots, ids, meta_supports, snapshots, spec
 
 Build = Callable[[configuration.Config, Mapping[str, npt.NDArray[Any]]], Scores]
 
@@ -58,12 +58,18 @@ class DiskShelf:
     def _try(self, scorer: Scores) -> None:
         """Score once, so that a model of NaN is never swapped in, and kernels are compiled before a request needs them."""
         features = self._config.features
-        rows, k = (np.full((n, spec.id_width(features)), ids.PAD, np.uint64) for n in (2, 1))
+        rows = np.full((2, spec.id_width(features)), ids.PAD, np.uint64)
         x = np.full((2, len(spec.number_names(features))), np.nan, np.float32)
-        label = np.zeros((1, len(self._config.objectives)), np.float32)
-        for support in (None, Support(k, x[:1], label)):
+        for support in (None, self._support(scorer, rows, x)):
             if not np.isfinite(scorer.score(rows, x, 0, support).adapted).all():
                 raise Refused("it gives scores that are no numbers")
+
+    def _support(self, scorer: Scores, rows: npt.NDArray[np.uint64], x: npt.NDArray[np.float32]) -> Support | Known:
+        """Support of the kind that requests are going to have."""
+        if self._config.support.mode == "features":
+            return Support(rows[:1], x[:1], np.zeros((1, len(self._config.objectives)), np.float32))
+        kept = np.zeros(max(self._config.meta.min_support, 1), meta_supports.layout(self._config, scorer.shape).dtype)
+        return Known(*meta_supports.parts_of(kept, scorer.shape), kept["label"])
 
 
 def _entry(name: str) -> Entry:

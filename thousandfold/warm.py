@@ -39,7 +39,11 @@ def warm(settings: config.Config) -> int:
         trainer.step(minibatch.batch, minibatch.now_ms)
     found, model = lists.columns, scorer.Scorer(settings, trainer.arrays())
     support = base.Support(found["s_ids"][:4], found["s_x"][:4], found["s_label"][:4])
-    model.score(found["ids"][:8], found["x"][:8], int(found["scenario"][0]), support)
+    stored = trainer.trunk(support.ids, support.x)
+    hidden, gate, offset, shift = (part.numpy() for part in stored)
+    known = base.Known(hidden, gate, offset, shift, support.label)
+    for one in (support, known):
+        model.score(found["ids"][:8], found["x"][:8], int(found["scenario"][0]), one)
     return lists.rows
 
 

@@ -51,8 +51,11 @@ def test_the_fastest_that_knows_the_configuration_is_taken_and_says_what_rules_o
     [
         ({}, "native", ""),
         ({"meta": {"inner_decay": 0.5}}, "torch", "meta.inner_decay"),
-        ({"support": {"mode": "meta_inputs"}}, "torch", 'support.mode = "meta_inputs"'),
-        ({"model": {"name": "mmoe"}}, "torch", 'model.name = "mmoe", which has no native network as it is configured'),
+        ({"meta": {"algorithm": "anil"}}, "torch", 'meta.algorithm = "anil"'),
+        ({"support": {"mode": "meta_inputs"}}, "native", ""),
+        ({"model": {"name": "mmoe"}}, "compiled", 'model.name = "mmoe", which has no native network as it is configured'),
+        ({"model": {"native": False}}, "compiled", "model.native = false"),
+        ({"model": {"name": "lr"}}, "torch", 'model.name = "lr", which has no tower'),
     ],
 )
 def test_serving_says_the_same_of_its_scorer(sections: dict[str, Any], engine: str, reason: str) -> None:

@@ -181,7 +181,7 @@ def test_a_score_that_is_no_number_is_a_problem() -> None:
 def test_metrics_name_the_engine_of_the_model_that_answers_and_no_other() -> None:
     counted, slow = metrics.Metrics(), Remembering()
     counted.swapped(live.Model("1", 1, 1, Remembering()))
-    slow.choice = engines.Choice("torch", 'support.mode = "meta_inputs"')
+    slow.choice = engines.Choice("torch", 'meta.algorithm = "anil"')
     counted.swapped(live.Model("2", 2, 2, slow))
     lines = [line for line in counted.text().decode().splitlines() if line.startswith("thousandfold_engine_info{")]
-    assert lines == ['thousandfold_engine_info{engine="torch",reason="support.mode = \\"meta_inputs\\""} 1.0']
+    assert lines == ['thousandfold_engine_info{engine="torch",reason="meta.algorithm = \\"anil\\""} 1.0']

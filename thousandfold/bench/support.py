@@ -43,7 +43,7 @@ class Quality(NamedTuple):
     """Of a task's set, the mean over tasks."""
     trunk: meta_supports.Trunk
     last: tuple[scorer.Scorer, scorer.Scorer]
-    """The last snapshot, by its hand-written network and by torch."""
+    """The last snapshot, by native code and by torch."""
     most: tuple[base.Support, base.Known]
     """The largest support that a list had, of each kind."""
 
@@ -155,7 +155,7 @@ def latency(found: Quality, inputs: protocol.Inputs, rounds: int) -> dict[str, f
     ids, x = inputs.ids[-CANDIDATES:], inputs.x[-CANDIDATES:]
     ways: dict[str, tuple[scorer.Scorer, base.Support | base.Known | None]] = {
         "plain": (model, None), "features": (model, features), "plain_torch": (slow, None), "features_torch": (slow, features),
-        "meta_inputs": (model, known),
+        "meta_inputs": (model, known), "meta_inputs_torch": (slow, known),
     }  # fmt: skip
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
