@@ -216,7 +216,8 @@ def _chain(
             total[width] += weight
         if apart[f] >= 0:
             add(sums, slope + 4 * (at + apart[f] * width), one, width)
-        e, fresh = max(before[np.uintp(e)], 0) - 1, False
+        # Rows that were marked twice name themselves or a later one first: there the chain ends, as it would have gone round.
+        e, fresh = before[np.uintp(e)] - 1 if before[np.uintp(e)] <= e else -1, False
 
 
 @kernel

@@ -47,3 +47,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing(which: str) -> None:
     before = {name: trainer.arrays()[name].tobytes() for name in KEPT}
     assert not trainer._held.descend(rows)
     assert {name: trainer.arrays()[name].tobytes() for name in KEPT} == before
+
+
+def test_the_native_call_repeated_with_the_same_arguments_is_a_second_step() -> None:
+    one, other = learner("adam"), learner("adam")
+    rows = trained(one)
+    for _ in range(2):
+        assert one._held.descend(rows)
+    rows, held = trained(other), other._held
+    learning = tuple(other.table.learning(rows.rows))
+    for _ in range(2):
+        assert descent._descend(*held._dense, learning, held._gains, held._seen, tuple(rows))
+    wanted = one.arrays()
+    assert all(array.tobytes() == wanted[name].tobytes() for name, array in other.arrays().items())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learner import step
-from models import base, embedding, scorer
+from models import base, embedding, fused_rows, scorer
 from state import consistency, ids
 from tests import minibatches
 
@@ -126,6 +126,18 @@ def test_a_gathering_that_was_not_learned_from_leaves_no_trace() -> None:
     table.descend(rows[::2].copy(), gradient[::2].copy())
     other.descend(same[::2].copy(), gradient[::2].copy())
     assert table.table.tobytes() == other.table.tobytes()
+
+
+def test_rows_that_were_marked_twice_are_changed_as_if_once() -> None:
+    (one, rows, x), (other, _, _) = filled(), filled()
+    gradient = np.random.default_rng(0).standard_normal((len(rows), one.row)).astype(np.float32)
+    one.descend(rows, gradient)
+    learning = other.learning(rows)
+    fused_rows.mark(other._marks, rows, other._before, other._stamp)
+    embedding.descend(learning, rows, gradient)
+    assert len(np.unique(rows)) < (rows >= 0).sum()
+    assert other.table.tobytes() == one.table.tobytes()
+    assert gathered(other, rows, x).tobytes() == gathered(one, rows, x).tobytes()
 
 
 def test_marks_that_have_run_out_begin_again_and_change_nothing() -> None:
