@@ -7,10 +7,8 @@ from typer.testing import CliRunner
 
 from state import config as configuration
 from thousandfold import specs
-from thousandfold.bench import meta, protocol, quality, report
-from thousandfold.bench.meta import decisions, gains, planted
-
-CONFIG = configuration.load(specs.path("planted"))
+from thousandfold.bench import meta, quality, report
+from thousandfold.bench.meta import decisions, planted
 
 
 @functools.cache
@@ -39,19 +37,20 @@ def test_where_nothing_is_planted_nothing_is_gained() -> None:
     assert found.over_none("oracle", "").value > 0
 
 
-def test_a_policy_that_finds_out_late_has_adapted_the_lists_after() -> None:
-    inputs = protocol.prepare(CONFIG, planted.log_of(CONFIG, planted.WORLDS["planted"], 6_000, 0)[0], protocol.Lag())
-    says = np.where(inputs.label[:, 0] > 0, 0.9, 0.1).astype(np.float32)
-    nothing = np.full(inputs.rows, 0.5, np.float32)
-    good, bad = (gains.Run([a, a], [b, b], 0.0) for a, b in ((says, nothing), (nothing, says)))
-    first, second = decisions.decide(CONFIG, inputs, good)
-    assert first == second
-    assert first.on
-    assert first.adapted == first.lists - first.first_change > 0
-    assert decisions.decide(CONFIG, inputs, bad)[0][1:3] == (0, False)
-    (stopped, _) = decisions.decide(CONFIG, inputs, bad, begins_on=True)
-    assert stopped.adapted == stopped.first_change < stopped.lists
+def test_what_is_said_under_auto_is_the_plain_tower_until_the_policy_turns_it_on() -> None:
+    planted_world, other = world("planted"), world("unplanted")
+    (found,), (never,), (stopped,) = planted_world.auto, other.auto, other.stopped
+    assert found.on
+    assert 0 < found.first_change <= found.lists - found.adapted < found.lists
+    assert (never.adapted, never.on, np.isnan(never.first_change)) == (0, False, True)
     assert not stopped.on
+    assert stopped.first_change <= stopped.adapted < stopped.lists
+    said, inert = planted_world.found.runs[decisions.AUTO], other.found.runs[decisions.AUTO]
+    differs = np.flatnonzero(said.adapted[0] != said.unadapted[0])
+    assert len(differs) > 0
+    assert differs[0] > found.first_change
+    np.testing.assert_array_equal(inert.adapted[0], inert.unadapted[0])
+    assert planted_world.over_none(decisions.AUTO, "").value > 0.02
 
 
 def test_users_are_known_by_their_support_alone() -> None:

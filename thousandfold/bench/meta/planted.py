@@ -61,11 +61,11 @@ def measure(name: str, rows: int, seeds: int, progress: quality.Progress, store:
     variants = [gains.FINE_TUNE, config.meta.algorithm]
     seeds_of = dict.fromkeys(gains.VARIANTS, seeds)
     runs = gains.measure(config, inputs, variants, _settings(config), seeds_of, progress, store)
+    runs[decisions.AUTO], auto = decisions.run(config, inputs, seeds, progress, store)
+    _, stopped = decisions.run(config, inputs, seeds, progress, store, begins_on=True)
     runs[ORACLE] = gains.Run([truth] * seeds, [truth] * seeds, 0.0)
     where = parts(config, inputs)._replace(decile={}, scenario={})
     table = study.tell(inputs, runs, where)
-    tuned = runs[gains.FINE_TUNE]
-    auto, stopped = (decisions.decide(config, inputs, tuned, begins_on=on) for on in (False, True))
     return World(name, study.Study(name, runs, where, table, config.meta.algorithm), auto, stopped)
 
 
