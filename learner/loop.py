@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from learner import baseline, drift, episodes, evidence, meta_inputs, policy, publishing, reports, seen, slot_watch
+from learner import baseline, drift, episodes, evidence, explored, meta_inputs, policy, publishing, reports, seen, slot_watch
 from learner.episodes import Message
 from learner.prequential import VARIANTS, Prequential
 from learner.step import Trainer
@@ -102,6 +102,7 @@ class Loop:
         self.seen = seen.Seen(learner.dedup_rows)
         parts, shown = losses.plan(settings.objectives).parts, settings.scenarios
         self.figures = Prequential(objectives, shown.known, shown.max_shown, learner.window_rows, parts=parts)
+        self.explored = explored.Figures(objectives, learner.window_rows, learner.ips_clip, parts)
         self._binary = {o: part.at for o, part in enumerate(parts) if part.kind == "binary"}
         compared = learner.baseline == "river" and bool(self._binary)
         self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
@@ -115,7 +116,7 @@ class Loop:
         self.step = self.sequence = self.trained_rows = 0
         self._unreported: list[plan.Skip] = []
         self.counts = reports.Counts()
-        self._reporter = reports.Reporter(self.figures)
+        self._reporter = reports.Reporter(self.figures, self.explored)
         self.report = reports.Report()
         self._mark_s = self._clock.monotonic_s()
 
@@ -139,6 +140,7 @@ class Loop:
             "": {},
             "seen": {},
             "figures": {},
+            "explored": {},
             "baseline": {},
             "policy": {},
             "meta_inputs": {},
@@ -149,6 +151,8 @@ class Loop:
         self.trainer.load(groups[""])
         self.seen.load(groups["seen"])
         self.figures.load(groups["figures"])
+        if groups["explored"]:
+            self.explored.load(groups["explored"])
         if self.baseline is not None and groups["baseline"]:
             self.baseline.load(groups["baseline"])
         if groups["policy"]:
@@ -209,6 +213,7 @@ class Loop:
         model = self.trainer.arrays()
         serving = {name: model.pop(name) for name in self.trainer.serving_names}
         groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays(), "policy": self.policy.arrays()}
+        groups["explored"] = self.explored.arrays()
         if self.baseline is not None:
             groups["baseline"] = self.baseline.arrays()
         if self.keeper is not None:
@@ -337,7 +342,9 @@ class Loop:
             self._spent("baseline")
         losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
         self._judge(lists, scores)
-        names = map(self.figures.name_of, c["scenario"].tolist())
+        names = list(map(self.figures.name_of, c["scenario"].tolist()))
+        if episodes.PROPENSITY in c:
+            self.explored.update(names, c["n_items"], scores, c["label"], c["weight"], c[episodes.PROPENSITY])
         self.counts.drift.update(self._drift.update(names, losses.tolist()))
         self._spent("measure")
 

@@ -35,6 +35,7 @@ class ReportCollector(Collector):
         """All families of the newest report."""
         report = self._report()
         yield from _qualities(report)
+        yield from _explored(report)
         yield from _counters(report)
         for name, help_text, value in (
             ("snapshot_step", "Step of the newest snapshot", report.snapshot[0]),
@@ -84,6 +85,31 @@ def _qualities(report: Report) -> Iterable[Metric]:
             error.add_metric((g.scenario, g.objective), g.stderr)
     yield gain
     yield error
+
+
+def _explored(report: Report) -> Iterable[Metric]:
+    labels = ("scenario", "objective", "variant", "window")
+    area = GaugeMetricFamily(PREFIX + "ips_auc", "AUC with rows weighted by clipped inverse propensities", labels=labels)
+    for e in report.explored:
+        if not math.isnan(e.auc):
+            area.add_metric(e[:4], e.auc)
+    yield area
+    told = [e for e in report.explored if e.variant == "adapted"]
+    for name, help_text, values in (
+        (
+            "ips_mean_label",
+            "Mean label, weighted and normalised likewise: of all that could be shown",
+            [e.mean_label for e in told],
+        ),
+        ("shown_mean_label", "Mean label of the same rows as they were shown", [e.shown for e in told]),
+        ("ips_rows", "Rows of a known propensity in scenarios that explore", [float(e.rows) for e in told]),
+        ("ips_effective_rows", "Rows of equal weight that would tell as much", [e.effective for e in told]),
+    ):
+        family = GaugeMetricFamily(PREFIX + name, help_text, labels=("scenario", "objective", "window"))
+        for e, value in zip(told, values, strict=True):
+            if not math.isnan(value):
+                family.add_metric((e.scenario, e.objective, e.window), value)
+        yield family
 
 
 def _auto(report: Report) -> Iterable[Metric]:

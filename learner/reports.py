@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from learner.catalogue import Catalogue
+from learner.explored import Explored, Figures
 from learner.policy import Judged
 from learner.prequential import Gain, Prequential, Quality
 from models import modes
@@ -64,6 +65,8 @@ class Report:
     """Slots of scenarios with parameters of their own."""
     engine: Choice | None = None
     """What runs the steps."""
+    explored: tuple[Explored, ...] = ()
+    """By inverse propensities, of scenarios that explore."""
     items: dict[str, int] = dataclasses.field(default_factory=dict)
     """Items that a snapshot tells of, by whether their id as it was sent is known; empty where nothing is retrieved."""
 
@@ -84,10 +87,11 @@ def in_force(found: modes.Modes, scenarios: Iterable[str]) -> dict[str, modes.Mo
 class Reporter:
     """Makes reports, as often as they may cost: at most 2 % of the time, so GAUC over a million rows comes every 12 s or so."""
 
-    def __init__(self, figures: Prequential) -> None:
-        self._figures = figures
+    def __init__(self, figures: Prequential, explored: Figures) -> None:
+        self._figures, self._explored = figures, explored
         self._next_s = self._next_gauc_s = float("-inf")
         self._qualities: tuple[Quality, ...] = ()
+        self._weighted: tuple[Explored, ...] = ()
         self._groups: dict[tuple[str, str, str], float] = {}
         self._rows_then = self._gauc_rows_then = -1
         self._with_gauc = False
@@ -114,10 +118,12 @@ class Reporter:
             else:
                 whole = [q._replace(gauc=self._groups.get(q[:3], q.gauc)) for q in whole]
             self._qualities = (*whole, *self._figures.report("recent"))
+            self._weighted = tuple(self._explored.report())
         rows = self._figures.rows_by_scenario()
         return Report(
             self._qualities, tuple(self._figures.gains()), rows, copy.deepcopy(counts), step,
-            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room, engine, items,
+            trained_rows, snapshot, snapshot_failures, lag, embedding_rows, in_force(meta, rows), auto, room, engine,
+            self._weighted, items,
         )  # fmt: skip
 
     def took(self, start_s: float, end_s: float) -> None:

@@ -225,7 +225,7 @@ class Model(spec.Section, frozen=True):
         Meta(
             description="score and train by the network's native form: auto: where it has one (pepnet with both gates, stopped "
             'gradients and two layers or more, binary objectives of every scenario, meta.algorithm = "fomaml"); true: refuse to '
-            "start without it; false: by torch, equal within 1e-5 and slower"
+            "start without it; false: a trunk by torch, equal within 1e-5 and slower"
         ),
     ] = "auto"
     embedding_width: Annotated[int, Meta(ge=1, le=256, description="numbers per embedding row")] = 16
@@ -508,6 +508,14 @@ class Learner(spec.Section, frozen=True):
             "least 1, or 0: propensities are not used",
         ),
     ] = 0.0
+    ips_clip: Annotated[
+        float,
+        Meta(
+            ge=1,
+            description="rows weigh min(1 / p, this) in the live figures by inverse propensities (docs/serving.md), not in the "
+            "loss",
+        ),
+    ] = 200.0
     device: Annotated[
         Literal["cpu", "cuda", "auto"],
         Meta(

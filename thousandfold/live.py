@@ -33,6 +33,10 @@ class Scenario(NamedTuple):
     drifts: float
     meta: str = "-"
     """The mode of meta-learning in force, as `in_force`."""
+    auc_weighted: float = math.nan
+    """By inverse propensities, as are the two mean labels: of all that could be shown, and as it was shown."""
+    label_weighted: float = math.nan
+    label_shown: float = math.nan
 
 
 class Reading(NamedTuple):
@@ -118,6 +122,10 @@ def read(
         wanted = {"scenario": scenario, "objective": objective, "variant": variant, "window": window}
         return next((v for found, v in samples.get(metric, ()) if found == wanted), math.nan)
 
+    def label(metric: str, scenario: str) -> float:
+        wanted = {"scenario": scenario, "objective": objective, "window": "cumulative"}
+        return next((v for found, v in samples.get(metric, ()) if found == wanted), math.nan)
+
     scenarios, force = [], in_force(samples)
     for name in names:
         rows = total(samples, "thousandfold_rows_total", scenario=name)
@@ -136,6 +144,9 @@ def read(
                 auc_river=value("thousandfold_auc", name, "river", "cumulative"),
                 drifts=total(samples, "thousandfold_drift_total", scenario=name),
                 meta=force.get(name, force.get("*", "-")),
+                auc_weighted=value("thousandfold_ips_auc", name, "adapted", "cumulative"),
+                label_weighted=label("thousandfold_ips_mean_label", name),
+                label_shown=label("thousandfold_shown_mean_label", name),
             )
         )
     created = total(samples, "thousandfold_snapshot_created_seconds")
@@ -166,6 +177,9 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
     for heading in ("rows", "rows/s", "AUC", "recent", "GAUC", "logloss", "calib.", "adapted-plain", "river AUC", "drifts"):
         table.add_column(heading, justify="right")
     table.add_column("meta")
+    explores = any(not math.isnan(s.auc_weighted + s.label_weighted) for s in reading.scenarios)
+    for heading in ("IPS AUC", "IPS label", "shown label") if explores else ():
+        table.add_column(heading, justify="right")
     for s in reading.scenarios:
         gain = s.auc - s.auc_unadapted
         table.add_row(
@@ -181,6 +195,7 @@ def render(reading: Reading, title: str, notes: Iterable[str] = ()) -> Renderabl
             _number(s.auc_river),
             f"{s.drifts:.0f}",
             s.meta,
+            *((_number(s.auc_weighted), _number(s.label_weighted), _number(s.label_shown)) if explores else ()),
         )
     counts = {
         "lag in messages": reading.lag_messages,

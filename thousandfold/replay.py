@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from learner import episodes, publishing
+from learner.explored import Explored
 from learner.loop import DeadLetter, Loop, Note, Origin
 from learner.prequential import Quality
 from state import config as configuration
@@ -230,6 +231,8 @@ def replay(
         f"{loop.step:,} steps in {time.monotonic() - begun_s:.1f} s"
     )
     Console().print(table(loop.figures.report()))
+    if explored := loop.explored.report():
+        Console().print(explored_table(explored))
 
 
 def table(qualities: Sequence[Quality]) -> Table:
@@ -239,6 +242,16 @@ def table(qualities: Sequence[Quality]) -> Table:
         if q.rows:
             figures = (f"{value:.4f}" for value in (q.auc, q.gauc, q.logloss, q.calibration))
             out.add_row(q.scenario, q.objective, q.variant, f"{q.rows:,.0f}", *figures)
+    return out
+
+
+def explored_table(figures: Sequence[Explored]) -> Table:
+    """The figures by inverse propensities, of scenarios that explore."""
+    out = Table("scenario", "objective", "variant", "rows", "effective rows", "IPS AUC", "IPS mean label", "shown")
+    for e in figures:
+        if e.rows and e.window == "cumulative":
+            values = (f"{value:.4f}" for value in (e.auc, e.mean_label, e.shown))
+            out.add_row(e.scenario, e.objective, e.variant, f"{e.rows:,.0f}", f"{e.effective:,.0f}", *values)
     return out
 
 

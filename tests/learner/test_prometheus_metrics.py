@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from learner import prometheus_metrics
+from learner.explored import Explored
 from learner.policy import Judged
 from learner.prequential import Gain, Quality
 from learner.reports import Counts, Report
@@ -21,6 +22,11 @@ REPORT = Report(
         Quality("home", "click", "adapted", "cumulative", 10, 0.75, 0.7, 0.5, 1.1),
         Quality("home", "click", "adapted", "recent", 5, NAN, NAN, 0.4, NAN),
         Quality("home", "click", "river", "cumulative", 0, NAN, NAN, NAN, NAN),
+    ),
+    explored=(
+        Explored("home", "click", "adapted", "cumulative", 9, 7.5, 0.7, 0.2, 0.3),
+        Explored("home", "click", "river", "cumulative", 9, 7.5, 0.6, 0.2, 0.3),
+        Explored("home", "click", "adapted", "recent", 0, NAN, NAN, NAN, NAN),
     ),
     gains=(Gain("home", "click", 0.01, 0.002, 0.03),),
     rows={"home": 10},
@@ -83,6 +89,12 @@ def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> N
         'thousandfold_engine_info{engine="autograd",reason="meta.inner_decay"} 1.0',
         "thousandfold_foreign_supports_total 6.0",
         'thousandfold_propensity_rows_total{use="clipped"} 5.0',
+        'thousandfold_ips_auc{objective="click",scenario="home",variant="adapted",window="cumulative"} 0.7',
+        'thousandfold_ips_auc{objective="click",scenario="home",variant="river",window="cumulative"} 0.6',
+        'thousandfold_ips_mean_label{objective="click",scenario="home",window="cumulative"} 0.2',
+        'thousandfold_shown_mean_label{objective="click",scenario="home",window="cumulative"} 0.3',
+        'thousandfold_ips_effective_rows{objective="click",scenario="home",window="cumulative"} 7.5',
+        'thousandfold_ips_rows{objective="click",scenario="home",window="cumulative"} 9.0',
         "thousandfold_scenario_slots 16.0",
         "thousandfold_scenario_slots_used 5.0",
         "thousandfold_rows_without_slot_total 12.0",
@@ -93,7 +105,8 @@ def test_every_figure_of_the_report_is_exported_under_its_documented_name() -> N
 def test_a_figure_that_does_not_exist_is_left_out() -> None:
     lines = scrape(REPORT)
     assert not any(line.startswith("thousandfold_auc{") and 'window="recent"' in line for line in lines)
-    assert not any('variant="river"' in line for line in lines)
+    assert not any(line.startswith("thousandfold_auc{") and 'variant="river"' in line for line in lines)
+    assert not any(line.startswith(("thousandfold_ips_auc", "thousandfold_ips_mean")) and "recent" in line for line in lines)
 
 
 def test_a_learner_that_has_reported_nothing_yet_can_be_scraped() -> None:

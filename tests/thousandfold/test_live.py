@@ -3,6 +3,7 @@
 import http.server
 import io
 import math
+import re
 import threading
 from collections.abc import Iterator
 
@@ -114,3 +115,25 @@ def test_a_source_that_no_row_of_any_worker_carried_is_named_once_there_are_enou
     shown = io.StringIO()
     Console(width=160, file=shown).print(live.render(reading, "title"))
     assert "no event carries item.prise: misspelt in [features], or not sent?" in shown.getvalue()
+
+
+def test_figures_by_inverse_propensities_have_columns_where_a_scenario_explores() -> None:
+    every = {"objective": "click", "window": "cumulative"}
+    samples: live.Samples = {"thousandfold_rows_total": [({"scenario": s}, 1.0) for s in ("home", "search")]}
+
+    def shown() -> str:
+        out = io.StringIO()
+        Console(width=200, file=out).print(live.render(live.read(samples, (), 0.0, 0.0, "click", (), None), "title"))
+        return out.getvalue()
+
+    assert "IPS" not in shown()
+    samples |= {
+        "thousandfold_ips_auc": [(every | {"scenario": "home", "variant": "adapted"}, 0.71)],
+        "thousandfold_ips_mean_label": [
+            (every | {"scenario": "home"}, 0.2),
+            (every | {"scenario": "home", "window": "recent"}, 0.9),
+        ],
+        "thousandfold_shown_mean_label": [(every | {"scenario": "home"}, 0.3)],
+    }
+    assert re.search(r"IPS AUC.*IPS label.*shown label", shown())
+    assert re.search(r"home.*0\.7100.*0\.2000.*0\.3000", shown())
