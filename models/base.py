@@ -192,8 +192,8 @@ class NativeTrunk(Protocol):
     def run(self, x: F32, lists: towers.Lists, gradient: Gradient | None) -> Pass:
         """Score R query rows, before V support rows in `x` (R + V, row); with `gradient`, fill it as well."""
 
-    def meta(self, x: F32) -> towers.Meta:
-        """Meta inputs of the virtual rows of `x` (n, row), the tower's hidden layer entered."""
+    def meta(self, x: F32, found: towers.Meta) -> None:
+        """Fill `found` with the meta inputs of the virtual rows of `x` (n, row), the tower's hidden layer entered."""
 
 
 class Written(Protocol):

@@ -33,27 +33,37 @@ class NativeTower:
         self._settings = towers.Settings(settings.inner_rate, settings.inner_steps, settings.weight, settings.prior_rows)
         self._nothing = self._slopes()
         self._spare: list[Workspace] = []
+        self._held: list[towers.Meta] = []
 
-    def entered(self, meta: base.MetaInput) -> towers.Meta:
-        """Meta inputs (n, O, .) as virtual rows whose hidden layer is entered."""
+    def hold(self, rows: int) -> towers.Meta:
+        """Memory for the meta inputs of so many rows or more, unset, which `run` takes back."""
+        (entry, width), virtual = self._weight.shape, rows * len(self._tower.bias)
+        try:
+            held = self._held.pop()
+        except IndexError:
+            held = None
+        if held is not None and len(held.z) >= virtual:
+            return held
+        most = virtual + virtual // 4
+        return towers.Meta(*(np.empty((most, columns), np.float32) for columns in (entry, width, width, 1)))
+
+    def enter(self, meta: base.MetaInput, held: towers.Meta, at: int) -> None:
+        """Put meta inputs (n, O, .) into rows `at` to `at` + n, with the hidden layer entered."""
         rows, objectives, inputs = meta.hidden.shape
-        virtual, width = rows * objectives, self._weight.shape[1]
-        parts = (
-            meta.hidden.reshape(virtual, inputs), meta.gate.expand(-1, -1, width).reshape(virtual, width),
-            meta.offset.reshape(virtual, 1), meta.shift.reshape(virtual, -1),
-        )  # fmt: skip
-        hidden, gate, offset, shift = (plain(part.numpy()) for part in parts)
-        z = np.empty((virtual, width), np.float32)
-        enter(hidden, self._weight, self._bias, shift, z)
-        return towers.Meta(hidden, z, gate, offset)
+        virtual, first = rows * objectives, at * objectives
+        out = towers.Meta(*(part[first : first + virtual] for part in held))
+        out.hidden[:] = meta.hidden.reshape(virtual, inputs).numpy()
+        out.gate[:] = meta.gate.expand(-1, -1, out.gate.shape[1]).reshape(virtual, -1).numpy()
+        out.offset[:] = meta.offset.reshape(virtual, 1).numpy()
+        enter(out.hidden, self._weight, self._bias, plain(meta.shift.reshape(virtual, -1).numpy()), out.z)
 
-    def run(self, found: towers.Meta, label: F32, n_items: I64, place: I32, taken: I64) -> tuple[F32, F32]:
+    def run(self, held: towers.Meta, label: F32, n_items: I64, place: I32, taken: I64) -> tuple[F32, F32]:
         """Probabilities (R, O) of the plain and of the adapted tower for R query rows, `n_items` of each task.
 
-        `found` holds them and, behind them, U support rows with labels (U, O), of which place[t, : taken[t]] are those of task t.
+        `held` has them and, behind them, U support rows with labels (U, O), of which place[t, : taken[t]] are those of task t.
         """
-        objectives, own = len(self._tower.bias), len(label)
-        rows = len(found.z) // objectives - own
+        objectives, own, rows = len(self._tower.bias), len(label), int(n_items.sum())
+        found = towers.Meta(*(part[: (rows + own) * objectives] for part in held))
         unknown, at = np.zeros((rows, objectives), np.float32), np.arange(rows, rows + own)
         codes = np.full(len(n_items), modes.FINE_TUNE_ONLY)
         lists = towers.Lists(unknown, unknown, n_items, codes, taken, place, label, at)
@@ -62,6 +72,7 @@ class NativeTower:
         space = self._space(towers.room_needed(rows, int(n_items.max(initial=0)), own, objectives, entry, width))
         towers.learn(found, self._tower, lists, self._settings, unadapted, fitted, self._nothing, False, space)
         self._spare.append(space)
+        self._held.append(held)
         return unadapted, fitted
 
     def _space(self, needed: int) -> Workspace:

@@ -248,14 +248,11 @@ class Network:
         self._spare.append(space)
         return base.Pass(unadapted, fitted, loss, dx if train else None, broken if any_broken else _NONE_BROKEN)
 
-    def meta(self, x: F32) -> towers.Meta:
+    def meta(self, x: F32, found: towers.Meta) -> None:
         """See `base.NativeTrunk`."""
-        virtual = len(x) * self.plan.objectives
-        found = towers.Meta(*(np.empty((virtual, width), np.float32) for width in (self._entry, self._last, self._last, 1)))
         space = self._taken(self._fixed + len(x) * self._each)
         _enter_trunk(*self._geometry, self.flat, x, tuple(found), tuple(space))
         self._spare.append(space)
-        return found
 
     def _space(self, n: int, lists: towers.Lists) -> Workspace:
         """Memory for a call on n rows."""

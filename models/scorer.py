@@ -240,14 +240,17 @@ class Scorer:
         taken: I64,
     ) -> tuple[F32, F32]:  # fmt: skip
         """The same by the compiled tower, under the native trunk or that of torch; see `_by_torch` for `stored`."""
+        rows = int(n_items.sum())
+        held = tower.hold(rows + len(label))
         if self._native is not None:
-            found = self._native.meta(inputs.x.numpy())
+            virtual = rows * self._geometry.objectives
+            self._native.meta(inputs.x.numpy(), towers.Meta(*(part[:virtual] for part in held)))
         else:
             with torch.inference_mode():
-                found = tower.entered(self.model.trunk(self._parameters, inputs))
+                tower.enter(self.model.trunk(self._parameters, inputs), held, 0)
         if stored is not None:
-            found = towers.Meta(*(np.concatenate(parts) for parts in zip(found, tower.entered(stored), strict=True)))
-        return tower.run(found, label, n_items, _places(taken), taken)
+            tower.enter(stored, held, rows)
+        return tower.run(held, label, n_items, _places(taken), taken)
 
     def _slots_of(self, ids: U64) -> I64:
         return np.zeros(len(ids), np.int64) if self._scenario < 0 else self._slots.find(ids[:, self._scenario])

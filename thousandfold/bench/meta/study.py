@@ -100,8 +100,9 @@ def rows_of(study: Study, command: str) -> Iterator[report.Row]:
                 yield line(f"gain_{figure}/{name}", figure, told.gain(figure), command)
                 yield line(f"over_bias_tuning_{figure}/{name}", figure, told.over(tuned, figure), command)
     for variant, run in study.runs.items():
-        rate = len(run.adapted[0]) / max(run.seconds, 1e-9)
-        yield report.row(f"rows_per_cpu_s/{study.features}/{variant}", rate, "rows of the log/s of CPU", command=command)
+        if run.seconds:
+            rate = len(run.adapted[0]) / run.seconds
+            yield report.row(f"rows_per_cpu_s/{study.features}/{variant}", rate, "rows of the log/s of CPU", command=command)
 
 
 class Bar(NamedTuple):
