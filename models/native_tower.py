@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models import base, modes, towers
-from models.matrices import Workspace, product, workspace
-from state import config
-from state.kernels import kernel, plain
+from models.matrices import Workspace, part, product, workspace
+from state import config, meta_supports
+from state.kernels import Plain, kernel, plain
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -20,6 +20,21 @@ def enter(hidden: F32, weight: F32, bias: F32, shift: F32, z: F32) -> None:
         for j in range(z.shape[1]):
             z[v, j] = bias[j] + shift[v, j if shift.shape[1] > 1 else 0]
     product(hidden, weight, z, True)
+
+
+@kernel
+def _put(given: Plain, weight: F32, bias: F32, held: Plain, at: int) -> None:
+    """`NativeTower.enter` from virtual row `at` on; a gate of one number is that of all."""
+    out = towers.Meta(*held)
+    hidden, gate, offset, shift = given
+    rows, width = len(hidden), len(bias)
+    for v in range(rows):
+        for j in range(hidden.shape[1]):
+            out.hidden[at + v, j] = hidden[v, j]
+        for j in range(width):
+            out.gate[at + v, j] = gate[v, j if gate.shape[1] > 1 else 0]
+        out.offset[at + v, 0] = offset[v, 0]
+    enter(hidden, weight, bias, shift, part(out.z, at * width, rows, width))
 
 
 class NativeTower:
@@ -47,15 +62,11 @@ class NativeTower:
         most = virtual + virtual // 4
         return towers.Meta(*(np.empty((most, columns), np.float32) for columns in (entry, width, width, 1)))
 
-    def enter(self, meta: base.MetaInput, held: towers.Meta, at: int) -> None:
-        """Put meta inputs (n, O, .) into rows `at` to `at` + n, with the hidden layer entered."""
-        rows, objectives, inputs = meta.hidden.shape
-        virtual, first = rows * objectives, at * objectives
-        out = towers.Meta(*(part[first : first + virtual] for part in held))
-        out.hidden[:] = meta.hidden.reshape(virtual, inputs).numpy()
-        out.gate[:] = meta.gate.expand(-1, -1, out.gate.shape[1]).reshape(virtual, -1).numpy()
-        out.offset[:] = meta.offset.reshape(virtual, 1).numpy()
-        enter(out.hidden, self._weight, self._bias, plain(meta.shift.reshape(virtual, -1).numpy()), out.z)
+    def enter(self, meta: meta_supports.Parts, held: towers.Meta, at: int) -> None:
+        """Put meta inputs of n rows into rows `at` to `at` + n, with the hidden layer entered."""
+        virtual, objectives = meta.offset.size, len(self._tower.bias)
+        parts = tuple(plain(part.reshape(virtual, -1)) for part in meta)
+        _put(parts, self._weight, self._bias, tuple(held), at * objectives)
 
     def run(self, held: towers.Meta, label: F32, n_items: I64, place: I32, taken: I64) -> tuple[F32, F32]:
         """Probabilities (R, O) of the plain and of the adapted tower for R query rows, `n_items` of each task.

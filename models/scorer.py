@@ -236,8 +236,8 @@ class Scorer:
         return done.unadapted, done.adapted
 
     def _compiled(
-        self, tower: native_tower.NativeTower, inputs: base.Inputs, stored: base.MetaInput | None, label: F32, n_items: I64,
-        taken: I64,
+        self, tower: native_tower.NativeTower, inputs: base.Inputs, stored: meta_supports.Parts | None, label: F32,
+        n_items: I64, taken: I64,
     ) -> tuple[F32, F32]:  # fmt: skip
         """The same by the compiled tower, under the native trunk or that of torch; see `_by_torch` for `stored`."""
         rows = int(n_items.sum())
@@ -247,7 +247,8 @@ class Scorer:
             self._native.meta(inputs.x.numpy(), towers.Meta(*(part[:virtual] for part in held)))
         else:
             with torch.inference_mode():
-                tower.enter(self.model.trunk(self._parameters, inputs), held, 0)
+                known = self.model.trunk(self._parameters, inputs)
+            tower.enter(meta_supports.Parts(*(part.numpy() for part in known)), held, 0)
         if stored is not None:
             tower.enter(stored, held, rows)
         return tower.run(held, label, n_items, _places(taken), taken)
@@ -261,7 +262,13 @@ class Scorer:
         return base.Inputs(*(torch.from_numpy(part) for part in (own, slot, self._slots.earned(slot))))
 
     def _by_torch(
-        self, inputs: base.Inputs, stored: base.MetaInput | None, label: F32, weights: Sequence[F32], n_items: I64, taken: I64
+        self,
+        inputs: base.Inputs,
+        stored: meta_supports.Parts | None,
+        label: F32,
+        weights: Sequence[F32],
+        n_items: I64,
+        taken: I64,
     ) -> tuple[F32, F32]:
         """The same through the model's own trunk and tower, the support rows of every adapted task weighted.
 
@@ -281,7 +288,9 @@ class Scorer:
             every = np.arange(len(label))
             found = supports.Distinct(every, place, taken, every, every + rows, share)
             padded = supports.pad(found, n_items)
-            own = stored or base.MetaInput(*(part[rows:] for part in known))
+            own = base.MetaInput(*(part[rows:] for part in known))
+            if stored is not None:
+                own = base.MetaInput(*(torch.from_numpy(np.array(part)) for part in stored))
             tasks = adapters.Tasks(
                 adaptation.pick(own, padded.support), torch.from_numpy(label)[padded.support], padded.weight
             )  # fmt: skip
@@ -304,12 +313,12 @@ def trunk_of(arrays: Arrays) -> meta_supports.Trunk | None:
     return meta_supports.Trunk(int(arrays["trunk.lineage"][0]), float(arrays["trunk.moved"][0]), int(arrays["trunk.step"][0]))
 
 
-def _meta_inputs(stored: Sequence[tuple[base.Known, int]]) -> base.MetaInput | None:
+def _meta_inputs(stored: Sequence[tuple[base.Known, int]]) -> meta_supports.Parts | None:
     """The newest n rows of every task, one task after the other."""
     if not stored:
         return None
     parts = zip(*((s.hidden[-n:], s.gate[-n:], s.offset[-n:], s.shift[-n:]) for s, n in stored), strict=True)
-    return base.MetaInput(*(torch.from_numpy(np.concatenate(part)) for part in parts))
+    return meta_supports.Parts(*map(_joined, parts))
 
 
 def _places(taken: I64) -> npt.NDArray[np.int32]:

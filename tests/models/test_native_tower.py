@@ -8,7 +8,7 @@ import pytest
 
 from learner import step
 from models import base, pepnet_native, scorer, towers
-from state import config
+from state import config, meta_supports
 from tests import minibatches
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -117,6 +117,7 @@ def test_the_native_trunk_gives_the_meta_inputs_of_torch() -> None:
     read = slow._inputs(inputs, one.ids)
     found, wanted = model._tower.hold(11), model._tower.hold(11)
     model._native.meta(read.x.numpy(), towers.Meta(*(part[:22] for part in found)))
-    model._tower.enter(slow.model.trunk(slow._parameters, read), wanted, 0)
+    hidden, gate, offset, shift = (part.detach().numpy() for part in slow.model.trunk(slow._parameters, read))
+    model._tower.enter(meta_supports.Parts(hidden, gate, offset, shift), wanted, 0)
     for part, other in zip(found, wanted, strict=True):
         assert part[:22] == pytest.approx(other[:22], rel=1e-4, abs=1e-5)
