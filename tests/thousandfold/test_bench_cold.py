@@ -13,6 +13,7 @@ from state import ids
 from thousandfold import specs
 from thousandfold.bench import (
     cold_items,
+    cold_makers,
     cold_start,
     cold_states,
     cold_study,
@@ -23,7 +24,7 @@ from thousandfold.bench import (
     quality,
     report,
 )
-from thousandfold.data import ml1m
+from thousandfold.data import makers, ml1m
 
 CONFIG = configuration.load(specs.path("ml1m_cold"))
 USERS, MOVIES = 40, 120
@@ -45,6 +46,16 @@ def ratings() -> ml1m.Ratings:
         gender=np.array(["F", "M"])[np.arange(USERS) % 2], age=np.full(USERS, 25, np.int32),
         occupation=np.zeros(USERS, np.int32), zip_code=np.full(USERS, "12345"),
         item_id=np.array([f"m{k}" for k in range(MOVIES)]), genres=genre, year=year.astype(np.int32),
+    )  # fmt: skip
+
+
+@functools.cache
+def said() -> makers.Makers:
+    """Of every eight movies four have the good director, so that genre and year do not tell who."""
+    director = [("good",) if movie // 4 % 2 else ("bad",) for movie in range(MOVIES)]
+    nobody = [()] * MOVIES
+    return makers.Makers(
+        {"director": director, "writer": nobody, "cast": nobody, "studio": nobody}, np.full(MOVIES, np.nan)
     )  # fmt: skip
 
 
@@ -91,6 +102,56 @@ def test_a_batch_hides_the_movie_of_the_tasks_that_are_named() -> None:
     assert batch.label[:, 0].tolist() == [rows().rating[r] - 3.5 for task in tasks for r in task.query]
     assert batch.s_label[:, 0].tolist() == [rows().rating[r] - 3.5 for task in tasks for r in task.support]
     assert (rows().ids[:, 0] != ids.PAD).all()
+
+
+def directed() -> cold_states.Rows:
+    """The rows, with a star more for the movies of the good director."""
+    return rows()._replace(rating=rows().rating + (rows().item // 4 % 2).astype(np.float32))
+
+
+def test_a_new_movie_is_expected_to_be_as_the_others_of_its_makers() -> None:
+    found = directed()
+    known = np.flatnonzero(found.year <= 1997)
+    expected = cold_makers.expected(found, known, ratings(), said())
+    new = np.flatnonzero(ratings().year > 1997)
+    good = new // 4 % 2 == 1
+    assert expected[new[good]].min() > expected[new[~good]].max() + 0.3
+    unsaid = said()._replace(people=dict.fromkeys(makers.PEOPLE, [()] * MOVIES))
+    blind = cold_makers.expected(found, known, ratings(), unsaid)
+    assert abs(blind[new[good]].mean() - blind[new[~good]].mean()) < 0.3
+
+
+def test_expectations_know_nothing_but_the_known_rows() -> None:
+    found = directed()
+    known = np.flatnonzero(found.year <= 1997)
+    other = found._replace(rating=np.where(found.year <= 1997, found.rating, 6 - found.rating))
+    np.testing.assert_array_equal(
+        cold_makers.expected(found, known, ratings(), said()), cold_makers.expected(other, known, ratings(), said())
+    )
+
+
+@given(st.integers(0, 4), st.floats(-3, 3))
+def test_a_movie_never_counts_towards_its_own_makers(movie: int, left: float) -> None:
+    people = [("a",), ("a", "b"), ("b",), (), ("c",)]
+    effect, weight = np.array([0.5, -1.0, 0.25, 2.0, 1.0]), np.array([1.0, 0.5, 0.25, 1.0, 0.75])
+    before = cold_makers.of_makers(people, effect, weight)
+    changed = effect.copy()
+    changed[movie] = left
+    assert cold_makers.of_makers(people, changed, weight)[movie] == pytest.approx(before[movie])
+    assert before[2] == pytest.approx(0.5 * -1.0 / (0.5 + cold_makers.MAKER_PRIOR))
+    assert before[3] == before[4] == 0
+
+
+def test_the_expectation_fills_the_column_that_the_features_name() -> None:
+    known = cold_states.known(cold_states.outer(rows(), 0))
+    filled = cold_makers.filled(CONFIG, rows(), known, ratings(), said())
+    assert (rows().x[:, 1] == 0).all()
+    expected = cold_makers.expected(rows(), known, ratings(), said())
+    np.testing.assert_allclose(filled.x[:, 1], expected[rows().item], rtol=1e-6)
+    assert (filled.x[:, 0] == rows().x[:, 0]).all()
+    unnamed = msgspec.structs.replace(CONFIG, features=msgspec.structs.replace(CONFIG.features, numbers=()))
+    assert cold_makers.declared(CONFIG)
+    assert not cold_makers.declared(unnamed)
 
 
 def test_figures_of_a_perfect_a_constant_and_an_excessive_prediction() -> None:
@@ -151,6 +212,7 @@ def test_adaptation_learns_what_users_differ_in_and_the_judged_variant_carries_t
 
 def test_the_command_chooses_writes_measures_and_reports(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ml1m, "load", lambda **_: ratings())
+    monkeypatch.setattr(makers, "load", lambda *_, **__: said())
     monkeypatch.setattr(cold_states, "INNER_LAST_OLD_YEAR", 1990)
     file, out = tmp_path / "settings.toml", tmp_path / "report.json"
     run = CliRunner().invoke(cold_start.app, ["--choose", "--variants", "user_mean,biases", "--settings", str(file)])
@@ -182,11 +244,11 @@ def test_a_title_tells_a_sequel_and_a_foreign_movie(title: str, found: str) -> N
 
 
 def test_settings_are_chosen_by_the_mean_over_the_draws() -> None:
-    one, two = ({"old/old": cold_states.outer(rows(), seed)["old/old"]} for seed in (0, 1))
-    worth = [cold_states.worth(cold_study.biases(rows(), states, 5.0, 5.0)) for states in (one, two)]
+    one, two = ((rows(), {"old/old": cold_states.outer(rows(), seed)["old/old"]}) for seed in (0, 1))
+    worth = [cold_states.worth(cold_study.biases(*draw, 5.0, 5.0)) for draw in (one, two)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cold_study, "PRIORS", (5.0,))
-        chosen = cold_study.choose(CONFIG, rows(), [one, two], ["biases"], lambda _: None)
+        chosen = cold_study.choose(CONFIG, [one, two], ["biases"], lambda _: None)
     assert worth[0] != worth[1]
     assert chosen["biases"].worth == pytest.approx(np.mean(worth))
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import chosen as chosen_file
-from thousandfold.bench import cold_states, cold_study, report
-from thousandfold.data import ml1m
+from thousandfold.bench import cold_makers, cold_states, cold_study, report
+from thousandfold.data import makers, ml1m
 
 TARGETS = {
     ("old/old", "mae"): 0.760, ("new/old", "mae"): 0.771, ("old/new", "mae"): 0.893, ("new/new", "mae"): 0.890,
@@ -85,6 +85,13 @@ def rows_of(runs: Runs, best: str) -> list[report.Row]:
     return rows
 
 
+def _makers(config: configuration.Config, ratings: ml1m.Ratings, console: Console) -> makers.Makers | None:
+    """Who made the movies, if a feature asks for it."""
+    if not cold_makers.declared(config):
+        return None
+    return makers.load(ratings.item_id.tolist(), ratings.year.tolist(), say=console.print)
+
+
 app = typer.Typer()
 
 
@@ -103,18 +110,24 @@ def command(
     unknown = [v for v in names if v not in cold_study.VARIANTS]
     if unknown:
         raise configuration.ConfigError(f'no variant "{unknown[0]}"; there are {", ".join(cold_study.VARIANTS)}')
-    found = cold_states.read(config, ml1m.load(say=console.print))
+    ratings = ml1m.load(say=console.print)
+    found, told = cold_states.read(config, ratings), _makers(config, ratings, console)
+
+    def draw(states: cold_states.States) -> cold_study.Draw:
+        known = cold_states.known(states)
+        return (found if told is None else cold_makers.filled(config, found, known, ratings, told)), states
+
     if choose:
         outer = cold_states.outer(found, 0)
-        draws = [cold_states.inner(found, outer, seed) for seed in range(seeds)]
-        text = tomli_w.dumps(msgspec.to_builtins(cold_study.choose(config, found, draws, names, console.print)))
+        draws = [draw(cold_states.inner(found, outer, seed)) for seed in range(seeds)]
+        text = tomli_w.dumps(msgspec.to_builtins(cold_study.choose(config, draws, names, console.print)))
         console.print(f"\n# chosen inside the training part\n{text}", markup=False)
         if settings is not None:
             settings.write_text(text, encoding="utf-8")
         return
     chosen = read(settings or specs.path("ml1m_cold_settings")) if settings or spec is None else {}
-    states = [cold_states.outer(found, seed) for seed in range(seeds)]
-    runs = [cold_study.measure(config, found, s, names, chosen, seed, console.print) for seed, s in enumerate(states)]
+    draws = [draw(cold_states.outer(found, seed)) for seed in range(seeds)]
+    runs = [cold_study.measure(config, *own, names, chosen, seed, console.print) for seed, own in enumerate(draws)]
     for shown in tables(runs):
         console.print(shown)
     rows = rows_of(runs, judged(chosen, names))

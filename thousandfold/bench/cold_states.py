@@ -22,10 +22,13 @@ from thousandfold.data import blocks, ml1m
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 QUADRANTS = ("old/old", "new/old", "old/new", "new/new")
 """User, then movie."""
 LEAST, MOST, ASKED = 13, 100, 10
+ROUNDS = 10
+"""Of users' and items' biases in turns."""
 OLD_USERS = 0.8
 LAST_OLD_YEAR, INNER_LAST_OLD_YEAR = 1997, 1994
 """Of the protocol, a fifth of the movies is newer; of the training part, a third is, so that its quadrants have enough tasks."""
@@ -60,7 +63,8 @@ States = dict[str, Tasks]
 def read(config: configuration.Config, ratings: ml1m.Ratings) -> Rows:
     """The ratings, with the features that a configuration declares (it must declare no statistics).
 
-    Beside the attributes of `ml1m.world` an item has `mark`, which its title tells (`cold_titles`).
+    Beside the attributes of `ml1m.world` an item has `mark`, which its title tells (`cold_titles`), and `expected`, which is
+    zero until `cold_makers.filled` has been told what may be learned from.
     """
     clicks = (configuration.Objective(name="click", action="click"),)
     log = logs.from_blocks(
@@ -77,7 +81,8 @@ def read(config: configuration.Config, ratings: ml1m.Ratings) -> Rows:
 def _world(ratings: ml1m.Ratings) -> blocks.World:
     world = ml1m.world(ratings)
     marks: list[blocks.Scalar] = [cold_titles.mark(title) for title in ratings.item_id.tolist()]
-    return world._replace(items=world.items._replace(attributes=world.items.attributes | {"mark": marks}))
+    own: dict[str, list[blocks.Scalar]] = {"mark": marks, "expected": [0.0] * len(marks)}
+    return world._replace(items=world.items._replace(attributes=world.items.attributes | own))
 
 
 def outer(rows: Rows, seed: int) -> States:
@@ -110,6 +115,18 @@ def _tasks(rows: Rows, kept: I64) -> Tasks:
     order = kept[np.argsort(rows.user[kept], kind="stable")]
     bounds = np.flatnonzero(np.diff(rows.user[order])) + 1
     return [Task(part[:-ASKED], part[-ASKED:]) for part in np.split(order, bounds) if LEAST <= len(part) <= MOST]
+
+
+def biases(
+    user: I64, item: I64, residual: npt.NDArray[Any], sizes: tuple[int, int], user_prior: float, item_prior: float
+) -> tuple[F64, F64]:  # fmt: skip
+    """Biases of `sizes` users and items that explain ratings less their mean (n,), each shrunk as by so many ratings of zero."""
+    of_user, of_item = np.zeros(sizes[0]), np.zeros(sizes[1])
+    n_user, n_item = np.bincount(user, minlength=sizes[0]) + user_prior, np.bincount(item, minlength=sizes[1]) + item_prior
+    for _ in range(ROUNDS):
+        of_item = np.bincount(item, residual - of_user[user], sizes[1]) / n_item
+        of_user = np.bincount(user, residual - of_item[item], sizes[0]) / n_user
+    return of_user, of_item
 
 
 def batch(rows: Rows, tasks: Sequence[Task], centre: float, absent: Bools | None = None, column: int = 0) -> base.Batch:

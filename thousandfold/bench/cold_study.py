@@ -19,6 +19,8 @@ from thousandfold.bench import cold_states
 
 I64 = npt.NDArray[np.int64]
 Say = Callable[[str], None]
+Draw = tuple[cold_states.Rows, cold_states.States]
+"""What `cold_makers` fills in depends on what may be learned from, so every draw of quadrants has rows of its own."""
 Told = dict[str, dict[str, float]]
 """Figures by quadrant and figure."""
 USER_MEAN, BIASES, NONE, FINE_TUNE, MELU = "user_mean", "biases", "no_adaptation", "fine_tune", "melu"
@@ -27,7 +29,6 @@ META = ("bias", "maml", "ridge")
 VARIANTS = (USER_MEAN, BIASES, NONE, *TRAINED)
 """`no_adaptation` is the plain tower of `fine_tune`, which is trained without a meta loss."""
 PRIORS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-ROUNDS = 10
 EPOCHS, EVERY = 6, 2
 """Passes over the training part that are tried, and after how many there is a choice to stop."""
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -99,10 +100,7 @@ def biases(rows: cold_states.Rows, states: cold_states.States, user_prior: float
     kept, mean = cold_states.known(states), centre(rows, states)
     users, items = int(rows.user.max()) + 1, int(rows.item.max()) + 1
     user, item, residual = rows.user[kept], rows.item[kept], rows.rating[kept] - mean
-    of_user, of_item = np.zeros(users), np.zeros(items)
-    for _ in range(ROUNDS):
-        of_item = np.bincount(item, residual - of_user[user], items) / (np.bincount(item, minlength=items) + item_prior)
-        of_user = np.bincount(user, residual - of_item[item], users) / (np.bincount(user, minlength=users) + user_prior)
+    _, of_item = cold_states.biases(user, item, residual, (users, items), user_prior, item_prior)
     told = {}
     for name, tasks in states.items():
         left = [rows.rating[t.support] - mean - of_item[rows.item[t.support]] for t in tasks]
@@ -185,9 +183,7 @@ def line(told: Told) -> str:
     return ", ".join(f"{name} {f['mae']:.4f} / {f['ndcg1']:.4f}" for name, f in told.items())
 
 
-def choose(
-    config: configuration.Config, rows: cold_states.Rows, draws: Sequence[cold_states.States], variants: Sequence[str], say: Say
-) -> dict[str, Settings]:
+def choose(config: configuration.Config, draws: Sequence[Draw], variants: Sequence[str], say: Say) -> dict[str, Settings]:
     """Settings of every variant by its mean worth on `draws` of quadrants inside what may be learned from; seed 0.
 
     See `cold_states.inner`: new movies are asked by few users there, so one draw says little.
@@ -196,25 +192,23 @@ def choose(
     for variant in variants:
         if variant == BIASES:
             tried = {
-                (u, i): float(np.mean([cold_states.worth(biases(rows, states, u, i)) for states in draws]))
+                (u, i): float(np.mean([cold_states.worth(biases(*draw, u, i)) for draw in draws]))
                 for u in PRIORS for i in PRIORS
             }  # fmt: skip
             user, item = max(tried, key=lambda priors: tried[priors])
             chosen[variant] = Settings(user_prior=user, item_prior=item, worth=tried[user, item])
             say(f"{variant}: priors {user:g} and {item:g}, worth {tried[user, item]:.4f}")
         elif variant in GRIDS:
-            chosen[variant] = _search(config, rows, draws, variant, say)
+            chosen[variant] = _search(config, draws, variant, say)
     return chosen
 
 
-def _search(
-    config: configuration.Config, rows: cold_states.Rows, draws: Sequence[cold_states.States], variant: str, say: Say
-) -> Settings:  # fmt: skip
+def _search(config: configuration.Config, draws: Sequence[Draw], variant: str, say: Say) -> Settings:
     """The best settings of one trained variant, and after how many passes to stop."""
 
     def attempt(settings: dict[str, Any]) -> tuple[float, int]:
         run, worth = variant_of(config, variant, Settings(settings)), dict[int, list[float]]()
-        for states in draws:
+        for rows, states in draws:
             for epoch, trainer in enumerate(train(run, rows, states, EPOCHS), 1):
                 if epoch % EVERY == 0:
                     told = scores(trainer, rows, states)[0]
