@@ -52,8 +52,8 @@ def ratings() -> ml1m.Ratings:
 @functools.cache
 def said() -> makers.Makers:
     """Of every eight movies four have the good director, so that genre and year do not tell who."""
-    director = [("good",) if movie // 4 % 2 else ("bad",) for movie in range(MOVIES)]
-    nobody = [()] * MOVIES
+    director: list[tuple[str, ...]] = [("good",) if movie // 4 % 2 else ("bad",) for movie in range(MOVIES)]
+    nobody: list[tuple[str, ...]] = [()] * MOVIES
     return makers.Makers(
         {"director": director, "writer": nobody, "cast": nobody, "studio": nobody}, np.full(MOVIES, np.nan)
     )  # fmt: skip
