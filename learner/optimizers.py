@@ -2,7 +2,8 @@
 
 What scenarios own moves with rows of theirs only: a slot that a minibatch lacks keeps its numbers, moments and average, and
 counts its own steps ("lazy" Adam), or momentum and decay would move what nobody has said anything about. The wide part's weights
-and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number.
+and vectors of numbers are what embeddings are for ids, and follow AdaGrad as those do, per number; so do its scales by objective,
+which must be able to change their sign soon: an objective that others contradict reads what they share the other way round.
 What is published is an average of the parameters over the last steps (Polyak and Juditsky 1992): small minibatches leave noise in
 the newest ones, which training on does not mind and ranking does.
 """
@@ -21,19 +22,22 @@ from state.kernels import Plain, kernel
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 SUMMED = ("wide.first", "wide.numbers")
-"""Parameters that always follow AdaGrad."""
+"""Parameters that always follow AdaGrad, at `optimizer.wide_rate`."""
+SCALES = ("wide.scale",)
+"""Parameters that follow AdaGrad at `optimizer.scale_rate` where there are several objectives, unless that is 0."""
 AVERAGE_START = 9.0
-ADAM, ADAGRAD, WIDE = range(3)
+ADAM, ADAGRAD, WIDE, SCALE = range(4)
 NOBODY: I64 = np.zeros(0, np.int64)
 CHUNK = 1024
 """Numbers that stay in the cache from the step to the average."""
 
 
 class Rules(NamedTuple):
-    """Settings of the rules `ADAM`, `ADAGRAD` and `WIDE`, of the guard and of the average, for the kernel."""
+    """Settings of the rules `ADAM`, `ADAGRAD`, `WIDE` and `SCALE`, of the guard and of the average, for the kernel."""
 
     dense_rate: float
     wide_rate: float
+    scale_rate: float
     beta1: float
     beta2: float
     decay: float
@@ -67,25 +71,29 @@ NONE_OWNED = Owned()
 
 
 class Dense:
-    """State of `optimizer.dense` for one flat float32 vector, updated in place; in the spans `wide` (from, to) always AdaGrad.
+    """State of `optimizer.dense` for one flat float32 vector, updated in place.
+
+    In the spans `wide` and `scales` (from, to) it is always AdaGrad, each at its own rate.
 
     What is `owned` is updated slot by slot, where a minibatch has rows of the slot. AdaGrad's sum of squares stands where Adam
     has its second moment.
     """
 
     def __init__(
-        self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = (), owned: Owned = NONE_OWNED
-    ) -> None:
+        self, size: int, settings: config.Optimizer, wide: Sequence[tuple[int, int]] = (), owned: Owned = NONE_OWNED,
+        scales: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.mean, self.square = np.zeros(size, np.float32), np.zeros(size, np.float32)
         self.step = np.zeros(1, np.int64)
         self.slot_steps = np.zeros(owned.slots if owned.spans else 0, np.int64)
-        apart = [*wide, *((span.start, span.start + span.each * owned.slots) for span in owned.spans)]
+        ruled = [*((a, z, WIDE) for a, z in wide), *((a, z, SCALE) for a, z in scales)]
+        apart = [*((a, z) for a, z, _ in ruled), *((span.start, span.start + span.each * owned.slots) for span in owned.spans)]
         bounds = [0, *(at for span in sorted(apart) for at in span), size]
         others = [(a, z) for a, z in zip(bounds[::2], bounds[1::2], strict=True) if a < z]
         self.average = np.zeros(size, np.float32)
         rule = ADAGRAD if settings.dense == "adagrad" else ADAM
-        spans = np.array([*((a, z, rule) for a, z in others), *((a, z, WIDE) for a, z in wide)], np.int64).reshape(-1, 3)
+        spans = np.array([*((a, z, rule) for a, z in others), *ruled], np.int64).reshape(-1, 3)
         for a, z, kind in spans.tolist():
             if kind != ADAM:
                 self.square[a:z] = settings.embedding_accumulator
@@ -94,7 +102,7 @@ class Dense:
                 self.square[start : start + each * owned.slots] = settings.embedding_accumulator
         s = settings
         self.rules = Rules(
-            s.dense_rate, s.wide_rate, s.beta1, s.beta2, s.weight_decay, s.max_gradient_norm, s.average, rule
+            s.dense_rate, s.wide_rate, s.scale_rate, s.beta1, s.beta2, s.weight_decay, s.max_gradient_norm, s.average, rule
         )  # fmt: skip
         own = np.array(owned.spans, np.int64).reshape(-1, 2)
         self.state = State(self.mean, self.square, self.average, self.step, self.slot_steps, spans, own)
@@ -178,6 +186,7 @@ def _part(
         _approach(average[part], values[part], share)
     if rule != ADAM:
         rate, decay = (rules.dense_rate, rules.decay) if rule == ADAGRAD else (rules.wide_rate, 0.0)
+        rate = rules.scale_rate if rule == SCALE else rate
         own = slice(first, last)
         _adagrad(values[own], square[own], average[own], gradient[own], scale, rate, decay, share)
 

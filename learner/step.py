@@ -29,6 +29,7 @@ from models import (
     pages,
     registry,
     scenario_slots,
+    starts,
 )
 from models.meta import registry as meta
 from state import config
@@ -90,6 +91,7 @@ class Trainer:
         self.gradient = base.Gradient(self.shapes)
         self.adam = self._optimizer()
         self.adam.average[:] = self.dense
+        self.starts = starts.Starts(settings, self.plan, *self._biases())
         self._held = descent.Held(self.dense, self.gradient.numbers, self.adam, self.table, self.gains, self.slots)
         self.engine, self.choice = engines.choose(settings, self.model, adapter, flat, self.gradient, native, compiled)
 
@@ -124,8 +126,7 @@ class Trainer:
             self.cold.start(self.table, rows, x, slot)
         work = self._work(batch, rows, x, slot, learn=True)
         work = work if rivals is None else work._replace(rivals=rivals)
-        done, diverged = self._run(work) if not self.settings.model.dropout else self._run_dropped(work)
-        skipped = self._descend(done, rows, x[:own], work, batch)
+        done, diverged, skipped = self._learn(work, batch, rows, x[:own])
         if self.cold and not skipped:
             self.cold.learn(self._network, cold_items.Rows(ids, x, work.label, work.weight, slot))
         if self.catalogue:
@@ -150,13 +151,31 @@ class Trainer:
         shared = work._replace(found=work.found._replace(taken=np.where(broken, 0, taken)))
         return self.engine.run(shared, train=True), int(broken.sum())
 
-    def _run_dropped(self, work: passes.Work) -> tuple[base.Pass, int]:
-        """The same with hidden numbers left out, and predictions of a pass with all of them."""
-        done, diverged = self._run(work._replace(drop=int(self.adam.step[0])))
+    def _learn(self, work: passes.Work, batch: base.Batch, rows: I32, x: F32) -> tuple[base.Pass, int, str]:
+        """Train on a minibatch: what was said of it before, how many adaptations diverged, and why nothing was changed, or "".
+
+        The first labels of an objective are counted before they are learned from, all later ones after it: the gradients of one
+        minibatch at a bias of 0 would be in the table's accumulators for long.
+        """
+        drops, begins = self.settings.model.dropout > 0, self.starts.begins(batch.label)
+        said = self._said(work) if drops or begins else None
+        before = self.starts.copies() if begins else None
+        seen = _loss_weight(batch, None)
+        if begins:
+            self.starts.count(batch.label, seen)
+        done, diverged = self._run(work._replace(drop=int(self.adam.step[0])) if drops else work)
+        skipped = self._descend(done, rows, x, work, batch)
+        if skipped and before is not None:
+            self.starts.restore(before)
+        elif not (skipped or begins):
+            self.starts.count(batch.label, seen)
+        return (done if said is None else done._replace(unadapted=said[0], adapted=said[1])), diverged, skipped
+
+    def _said(self, work: passes.Work) -> tuple[F32, F32]:
+        """Predictions without training: unadapted, and adapted where the adaptation did not diverge."""
         said = self.engine.run(work, train=False)
         broken = limits.lists(self.plan, said.unadapted, said.adapted, work.n_items, work.found.taken)
-        adapted = np.where(np.repeat(broken, work.n_items)[:, None], said.unadapted, said.adapted)
-        return done._replace(unadapted=said.unadapted, adapted=adapted), diverged
+        return said.unadapted, np.where(np.repeat(broken, work.n_items)[:, None], said.unadapted, said.adapted)
 
     def score(self, batch: base.Batch) -> Scores:
         """Score as published, with averaged dense parameters, without any change of state.
@@ -243,7 +262,7 @@ class Trainer:
         return {
             "dense": self.adam.average, "dense.trained": self.dense, **self.adam.arrays(), **self.table.arrays(),
             **self.slots.arrays(), **self.gains.arrays(), **self.modes.arrays(), **(self.cold.arrays() if self.cold else {}),
-            **(self.catalogue.arrays() if self.catalogue else {}),
+            **(self.catalogue.arrays() if self.catalogue else {}), **self.starts.arrays(),
         }  # fmt: skip
 
     def load(self, arrays: Arrays) -> None:
@@ -254,7 +273,8 @@ class Trainer:
         Raises:
             ValueError: an array is missing or has another shape than this configuration needs, or it has more slots.
         """
-        arrays = widening.widened(self.adam.complete(arrays), self._fresh(), self.shapes, self.settings.scenarios.slots)
+        arrays = starts.complete(self.adam.complete(arrays), self.plan.outputs)
+        arrays = widening.widened(arrays, self._fresh(), self.shapes, self.settings.scenarios.slots)
         optimisers = (*self.adam.arrays(), *self.gains.arrays(), *(self.cold.arrays() if self.cold else ()))
         for name, own in self.arrays().items():
             fits = name in arrays and arrays[name].shape[1:] == own.shape[1:]
@@ -275,11 +295,22 @@ class Trainer:
         if self.catalogue:
             self.catalogue.load(arrays)
         self.modes.load(arrays)
+        self.starts.load(arrays)
+
+    def _biases(self) -> list[F32]:
+        """Views (outputs,) of the outputs' biases, trained and published; none where a model has none, or learns by softmax."""
+        if self.shapes.get("output.bias") != (self.plan.outputs,) or self._searched:
+            return []
+        flats = (torch.from_numpy(flat) for flat in (self.dense, self.adam.average))
+        return [base.views(flat, self.shapes)["output.bias"].numpy() for flat in flats]
 
     def _optimizer(self) -> optimizers.Dense:
         slots = self.settings.scenarios.slots
         owned = optimizers.Owned(scenario_slots.owned(self.shapes, slots), slots + 1)
-        return optimizers.Dense(base.size(self.shapes), self.settings.optimizer, optimizers.spans(self.shapes), owned)
+        several = len(self.settings.objectives) > 1 and self.settings.optimizer.scale_rate > 0
+        scales = optimizers.spans(self.shapes, optimizers.SCALES) if several else []
+        wide = optimizers.spans(self.shapes)
+        return optimizers.Dense(base.size(self.shapes), self.settings.optimizer, wide, owned, scales)
 
     def _fresh(self) -> Arrays:
         """What is kept by scenario slot, and the flat vectors, as a learner starts with them."""

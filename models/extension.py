@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, registry
+from models import base, registry, starts
 from models.meta import registry as meta
 from state import config
 
@@ -54,6 +54,7 @@ def extend(old: config.Config, arrays: Arrays, new: config.Config, fresh: Arrays
     """
     refuse(old, new)
     before, after = _side(old), _side(new)
+    arrays = starts.complete(arrays, before.outputs)
     kept = {name: _kept(before, after, name, seen) for name, seen in _seen(before, after).items()}
     kept = {name: places for name, places in kept.items() if places is not None}
     made = {name: _copied(arrays, fresh, name) for name in fresh}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from models import base, donors, migrated_inputs, parts, pepnet, registry
+from models import base, donors, migrated_inputs, parts, pepnet, registry, starts
 from models.meta import registry as meta
 from state import config
 
@@ -33,6 +33,7 @@ def migrate(given: Sequence[donors.Donor], new: config.Config) -> migrated_input
     return {
         "dense": dense, "dense.trained": dense, **migrated_inputs.standard(given, new), **migrated_inputs.table(given, new),
         **migrated_inputs.slots(new.scenarios, [donor.scenario for donor in given]), **migrated_inputs.gains(given, new),
+        starts.SEEN: starts.settled(base.geometry(new).objectives),
     }  # fmt: skip
 
 

@@ -449,6 +449,23 @@ class Optimizer(spec.Section, frozen=True):
     wide_rate: Annotated[
         float, Meta(gt=0, description='learning rate of AdaGrad on what `model.wide = "fm"` learns of numbers')
     ] = 0.02
+    scale_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="with several objectives: learning rate of AdaGrad on how much of the wide part's sums each of them "
+            "takes, and with which sign; 0: as with one objective, by `dense`",
+        ),
+    ] = 0.1
+    start_rows: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="with several objectives: rows of each over which its output's bias follows the log odds of its labels "
+            "(regression: their mean), so that a rare one need not push down what all share (`models/starts.py`); 0: as with one "
+            "objective, it begins at 0 and learns like everything else",
+        ),
+    ] = 5_000
     gain_rate: Annotated[
         float,
         Meta(

@@ -3,8 +3,10 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from learner import optimizers, step
+from models import base, starts
 from state import config
 from tests import minibatches
 
@@ -109,6 +111,62 @@ def test_what_a_factorisation_machine_learns_of_numbers_follows_adagrad_and_the_
         wanted -= 0.3 * g[2:5] / np.sqrt(square)
     assert values[2:5] == pytest.approx(wanted, abs=1e-5)
     assert np.array_equal(values[[0, 1, 5]], others[[0, 1, 5]])
+
+
+def test_scales_of_the_wide_part_follow_adagrad_at_a_rate_of_their_own() -> None:
+    chosen = {"wide_rate": 0.3, "scale_rate": 0.7, "embedding_accumulator": 0.25, "max_gradient_norm": 1e9}
+    settings = minibatches.settings(optimizer=chosen).optimizer
+    shapes: base.Shapes = {"a": (1,), "wide.scale": (2,), "wide.first": (1,)}
+    wide, scales = optimizers.spans(shapes), optimizers.spans(shapes, optimizers.SCALES)
+    rule, values = optimizers.Dense(4, settings, wide, scales=scales), np.zeros(4, np.float32)
+    g = np.array([2, 1, -3, 1], np.float32)
+    rule.descend(values, g, optimizers.norm(g))
+    rates = np.array([0.7, 0.7, 0.3])
+    assert values[1:] == pytest.approx(-rates * g[1:] / np.sqrt(0.25 + g[1:] ** 2), abs=1e-6)
+    assert values[0] == pytest.approx(-0.001, abs=1e-6)
+
+
+def test_without_a_rate_of_their_own_scales_follow_the_rule_of_the_others() -> None:
+    given = [minibatches.settings(objectives=n, optimizer={"scale_rate": rate}) for n, rate in ((2, 0.1), (2, 0.0), (1, 0.1))]
+    own, without, one = map(step.Trainer, given)
+    kinds = [{rule for *_, rule in trainer.adam.state.spans.tolist()} for trainer in (own, without, one)]
+    assert kinds == [{optimizers.ADAM, optimizers.SCALE}, {optimizers.ADAM}, {optimizers.ADAM}]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_outputs_begin_at_the_log_odds_of_their_labels_without_being_told_of_them_before_they_score(native: bool) -> None:
+    settings = minibatches.settings(objectives=2)
+    batch = minibatches.minibatch(settings, 3)
+    batch.label[:, 1] = 0
+    first, other = step.Trainer(settings, native=native), step.Trainer(settings, native=native)
+    assert (first.step(batch, 0).adapted == other.step(batch._replace(label=1 - batch.label), 0).adapted).all()
+    rows = len(batch.label)
+    bias = base.views(torch.from_numpy(first.dense), first.shapes)["output.bias"]
+    assert bias[1].item() == pytest.approx(-np.log(2 * rows + 1), abs=0.01)
+    assert first.score(batch).unadapted[:, 1].mean() < 0.1
+    without = step.Trainer(minibatches.settings(objectives=2, optimizer={"start_rows": 0}), native=native)
+    without.step(batch, 0)
+    assert without.score(batch).unadapted[:, 1].mean() > 0.3
+
+
+def test_a_first_step_that_is_skipped_leaves_the_outputs_where_they_were() -> None:
+    settings = minibatches.settings(objectives=2)
+    trainer, batch = step.Trainer(settings), minibatches.minibatch(settings, 1)
+    before = {name: trainer.arrays()[name].tobytes() for name in ("dense", "dense.trained", starts.SEEN)}
+    assert trainer.step(batch._replace(weight=np.full_like(batch.weight, np.inf)), 0).skipped
+    assert {name: trainer.arrays()[name].tobytes() for name in before} == before
+    assert not trainer.step(batch, 0).skipped
+
+
+def test_a_snapshot_from_before_labels_were_counted_keeps_its_outputs() -> None:
+    settings = minibatches.settings(objectives=2)
+    trainer, later = run(step.Trainer(settings), 0, 1), step.Trainer(settings)
+    old = {name: array.copy() for name, array in trainer.arrays().items() if name != starts.SEEN}
+    later.load(old)
+    assert later.starts.seen.min(0).tolist() == [starts.ENOUGH, 0, 0]
+    batch = minibatches.minibatch(settings, 5)
+    assert not later.starts.begins(batch.label)
+    assert later.step(batch, 1000).adapted.tolist() == trainer.step(batch, 1000).adapted.tolist()
 
 
 def test_dense_parameters_may_follow_adagrad_too_with_weight_decay() -> None:

@@ -690,6 +690,15 @@ def test_the_simulated_log_has_the_scenarios_and_objectives_of_its_configuration
     assert (found.label.mean(0) > 0.01).all()
 
 
+def test_another_world_can_be_drawn_but_a_log_is_one() -> None:
+    config = command.configured("simulate", None, "P")
+    reported, same, other = (command.open_log(config, "simulate", None, 2_000, print, seed) for seed in (None, 0, 1))
+    assert (reported.label == same.label).all()
+    assert reported.label.shape != other.label.shape or (reported.label != other.label).any()
+    with pytest.raises(logs.LogError, match=r"--world-seed 1: --data obd is one log; it is for simulate, simulate7"):
+        command.open_log(config, "obd", None, None, print, 1)
+
+
 def bar(name: str, value: float | None = 1.0, *, passed: bool | None = True) -> report.Row:
     line = report.row(name, 0.0 if value is None else value, "AUC", command="c")
     return msgspec.structs.replace(line, value=value, passed=passed)

@@ -29,23 +29,27 @@ Say = Callable[[str], None]
 
 
 def open_log(
-    config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print
-) -> logs.Log:
+    config: configuration.Config, data: str, actions: pathlib.Path | None, limit: int | None, say: Say = print,
+    world_seed: int | None = None,
+) -> logs.Log:  # fmt: skip
     """Like `quality.open_log`, with the simulated seesaws as "simulate" and "simulate7" and the small Open Bandit Data as "obd".
 
-    Objectives may be of single scenarios and of any kind, as far as the log has their labels.
+    Objectives may be of single scenarios and of any kind, as far as the log has their labels. `world_seed` draws another world
+    than the one that is reported (0).
 
     Raises:
-        LogError: the file cannot be measured.
+        LogError: the file cannot be measured, or it is a log and a seed was given.
         DataError: the data set cannot be had.
     """
+    if world_seed is not None and data not in WORLDS:
+        raise logs.LogError(f"--world-seed {world_seed}: --data {data} is one log; it is for {', '.join(WORLDS)}")
     if data == "obd":
         return quality.open_log(config, str(obd.load(say=say)), actions, limit, say, what="")
     if data not in WORLDS:
         if data != "ml1m" and not pathlib.Path(data).is_file():
             raise logs.LogError(f"--data {data}: no such file; give {', '.join(OWN)} or a Parquet file")
         return quality.open_log(config, data, actions, limit, say, what="")
-    made, rows = simulator.Simulator(WORLDS[data]), limit or SIMULATED_ROWS
+    made, rows = simulator.Simulator(WORLDS[data], world_seed or 0), limit or SIMULATED_ROWS
     found, held = [], 0
     for block in made.events():
         found.append(block)
@@ -110,6 +114,9 @@ def models(
     seeds: Annotated[int, typer.Option(min=1, max=20, help="runs of each random model")] = 3,
     lag: Annotated[str, typer.Option(help="when labels are known: after 1000 (rows), or after 30s, 10m, 2h")] = "0",
     limit: Annotated[int | None, typer.Option(min=1000, help="only the lists of the first so many rows")] = None,
+    world_seed: Annotated[
+        int | None, typer.Option(min=0, help="simulate, simulate7: another world than the reported one, to choose settings on")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, max=100, help="most passes of protocol R, which stops early")] = 5,
     resamples: Annotated[int, typer.Option(min=20, help="resamples of users for p-values")] = 200,
     choose_settings: Annotated[bool, typer.Option("--choose", help="choose rates for --models on the first 20 %")] = False,
@@ -143,7 +150,7 @@ def models(
         config = configured(data, spec, name)
         entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
         entrants += zoo.at_once(entrants) if at_once else []
-        log = open_log(config, data, actions, limit)
+        log = open_log(config, data, actions, limit, world_seed=world_seed)
         inputs = protocols.masked(config, protocol.prepare(config, log, chosen_lag, progress.stage(f"{name}: features")))
         if choose_settings:
             if config.objectives[0].scenarios:
@@ -159,7 +166,7 @@ def models(
         planned = protocols.plan(name, inputs, config.quality.burn_in, epochs, cuts)
         bench = zoo.Bench(planned, range(seeds), None if out is None else out / "passes", resume, progress)
         made.append(study(config, planned, entrants, bench, resamples, ablations, references))
-        rows += studies.rows_of(made[-1], data, limit is None, command)
+        rows += studies.rows_of(made[-1], data, limit is None and not world_seed, command)
     if choose_settings:
         return
     rows += [] if ablations else bars.missing(data, rows)

@@ -162,7 +162,8 @@ class Bench:
         d = self.plan.inputs
         results = []
         for o, objective in enumerate(config.objectives):
-            own = msgspec.structs.replace(config, objectives=(objective,))
+            # Alone it is weighed against nobody.
+            own = msgspec.structs.replace(config, objectives=(msgspec.structs.replace(objective, loss_weight=1.0),))
             planned = self.plan._replace(inputs=d._replace(label=np.ascontiguousarray(d.label[:, o : o + 1])))
             results.append(self._scenarios(own, f"{name}, {objective.name}", planned))
         return _together(np.concatenate([r.predictions[0] for r in results], 1), results)
