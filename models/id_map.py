@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models import kernels
+from models import kernels, pages
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -45,7 +45,9 @@ class IdMap:
         self._allocate(FIRST_SLOTS)
 
     def _allocate(self, slots: int) -> None:
-        self.keys, self.values, self.seen = np.zeros(slots, np.uint64), np.zeros(slots, np.int32), np.zeros(slots, np.int64)
+        # An id is looked up anywhere in them, and numpy's own zeros lie in small pages where the allocator keeps large blocks.
+        self.keys, self.values = pages.words(slots, np.uint64), pages.words(slots, np.int32)
+        self.seen = pages.words(slots, np.int64)
 
     @property
     def rows(self) -> int:
@@ -141,6 +143,7 @@ class IdMap:
 
     def load(self, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
         """Take over a state that `arrays` returned (copied)."""
-        self.keys, self.values = arrays["map.keys"].astype(np.uint64), arrays["map.values"].astype(np.int32)
-        self.seen, self.counts = arrays["map.seen"].astype(np.int64), arrays["map.counts"].astype(np.int64)
+        self._allocate(len(arrays["map.keys"]))
+        self.keys[:], self.values[:], self.seen[:] = (arrays[f"map.{name}"] for name in ("keys", "values", "seen"))
+        self.counts = arrays["map.counts"].astype(np.int64)
         self.free = arrays["map.free"].astype(np.int32)

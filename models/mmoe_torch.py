@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, expert_gates, pages, side_by_side, slot_layers, wide
+from models import base, expert_gates, expert_rows, pages, slot_layers, wide
 from state.kernels import Plain, kernel
 
 I64 = npt.NDArray[np.int64]
@@ -69,11 +69,8 @@ def _forward(
     """Fill all from `layers` on: what is saved, and meta inputs as far as scenarios own of the tower."""
     (x, slot, earned), (experts, gates, towers, beside) = inputs, own
     entry = x[:, : gates[0].shape[0]]
-    side_by_side.forward(np.expand_dims(entry, 0), experts[0][0], experts[0][1], layers[0])
-    for i in range(1, len(experts)):
-        side_by_side.forward(layers[i - 1], experts[i][0], experts[i][1], layers[i])
     expert_gates.forward(entry, gates[0], gates[1], gates[2], gates[3], slot, earned, shares)
-    side_by_side.mix(shares, layers[-1], hidden)
+    expert_rows.forward(entry, experts, shares, layers, hidden)
     wide.forward(x, wide.Plan(*plan), wide.Arrays(*beside), offset)
     if len(towers[0]):
         at, by = _virtual(slot, earned, hidden.shape[1])
@@ -85,12 +82,12 @@ def _forward(
 
 @kernel
 def _backward(
-    saved: Plain, own: Plain, plan: Plain, slopes: Plain, fills: Plain, dlayers: Plain, dshares: F32, dx: F32
+    saved: Plain, own: Plain, plan: Plain, slopes: Plain, fills: Plain, scratch: F32, dshares: F32, dx: F32
 ) -> None:  # fmt: skip
     """Fill `fills`, the gradients of `own`, and dx (R, row), from those of R rows' meta inputs; the others are scratch."""
     ((x, slot, earned), layers, shares, hidden), (experts, gates, towers, beside) = saved, own
     (dexperts, dgates, dtowers, dbeside), (dhidden, dgain, doffset, dshift) = fills, slopes
-    rows, dense, last = len(dx), gates[0].shape[0], len(experts) - 1
+    rows, dense = len(dx), gates[0].shape[0]
     x, slot, earned = x[:rows], slot[:rows], earned[:rows]
     if len(towers[0]):
         at, by = _virtual(slot, earned, hidden.shape[1])
@@ -99,15 +96,8 @@ def _backward(
         )  # fmt: skip
         slot_layers.add_own_back(dgain.reshape(rows, -1), slot, earned, dtowers[2])
         slot_layers.add_own_back(doffset, slot, earned, dtowers[3])
-    side_by_side.mix_back(shares[:rows], layers[-1][:, :rows], dhidden, dshares, dlayers[-1])
-    for i in range(last, 0, -1):
-        below, active, (dweight, dbias) = layers[i - 1][:, :rows], layers[i][:, :rows], dexperts[i]
-        side_by_side.backward(below, experts[i][0], active, dlayers[i], dlayers[i - 1], dweight, dbias)
     entry, dentry = x[:, :dense], dx[:, :dense]
-    side_by_side.backward(
-        np.expand_dims(entry, 0), experts[0][0], layers[0][:, :rows], dlayers[0], np.expand_dims(dentry, 0), dexperts[0][0],
-        dexperts[0][1],
-    )  # fmt: skip
+    expert_rows.backward(entry, experts, layers, shares, dhidden, dshares, dexperts, dentry, scratch)
     expert_gates.backward(
         entry, gates[0], gates[2], slot, earned, shares[:rows], dshares, dentry, dgates[0], dgates[1], dgates[2], dgates[3]
     )  # fmt: skip
@@ -158,8 +148,8 @@ class Trunk:
     def backward(self, saved: Saved, slopes: base.MetaInput) -> torch.Tensor:
         """Fill the trunk's gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
         rows, take = len(slopes.offset), self._arena.take
-        dlayers = tuple(take(len(layer), rows, layer.shape[2]) for layer in saved.layers)
+        scratch = take(expert_rows.room_needed(self.own.experts))
         dshares, dx = take(rows, *saved.shares.shape[1:]), take(rows, self.geometry.row)
         given = tuple(part.contiguous().numpy() for part in slopes)
-        _backward(tuple(saved), tuple(self.own), self.wide, given, tuple(self.slope), dlayers, dshares, dx)
+        _backward(tuple(saved), tuple(self.own), self.wide, given, tuple(self.slope), scratch, dshares, dx)
         return torch.from_numpy(dx)

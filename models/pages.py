@@ -6,11 +6,13 @@ A processor keeps the addresses of few pages at hand, and the matrices of one mi
 import math
 import mmap
 import sys
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 _ALIGN, _APART = 16, 17 * 16
 _PAGE = 1 << 21
 
@@ -22,6 +24,11 @@ def zeros(size: int) -> F32:
     memory = mmap.mmap(-1, -(-4 * size // _PAGE) * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.float32, size)
+
+
+def words(size: int, kind: type[Number]) -> npt.NDArray[Number]:
+    """The same of a type of 4 bytes or a multiple."""
+    return zeros(size * np.dtype(kind).itemsize // 4).view(kind)
 
 
 class Arena:

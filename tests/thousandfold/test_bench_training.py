@@ -47,6 +47,12 @@ def test_the_peak_is_positive_and_native_loops_return_a_finite_number() -> None:
     assert fma.peak(0.001) > 1e6
 
 
+def test_no_chain_of_the_peak_stands_still_where_a_compiler_would_leave_it_out() -> None:
+    left = sum(1 + (start - 1) * 0.999 for start in range(1, fma.CHAINS + 1))
+    for lanes, run in zip(fma.LANES, (fma.eight, fma.sixteen), strict=True):
+        assert run(1) == pytest.approx(lanes * (left + fma.CHAINS * 0.999), rel=1e-5)
+
+
 def test_ratios_are_medians_of_what_each_round_gave() -> None:
     timing = training.Timing({"slow": [4.0, 9.0, 1.0], "fast": [2.0, 3.0, 4.0]}, [10.0, 20.0, 40.0])
     assert timing.ratio("slow", "fast") == 2.0
