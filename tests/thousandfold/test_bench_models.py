@@ -134,7 +134,8 @@ def test_labels_of_validation_and_test_teach_nothing_and_those_of_training_do(na
 def after_epochs(rate: float, epochs: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
     """What counts, what the network as it stands in the end says of it, and how well that one validates."""
     plan = planned("R", epochs=epochs)
-    config = protocols.settings_of(quality.override(CONFIG, "optimizer.dense_rate", rate), "R")
+    chosen = quality.override(quality.override(CONFIG, "optimizer.start_rows", 0), "optimizer.scale_rate", 0.0)
+    config = protocols.settings_of(quality.override(chosen, "optimizer.dense_rate", rate), "R")
     trainer = step.Trainer(config)
     kept = protocols.run(config, plan, trainer)
     held = slice(plan.until, plan.valid)
