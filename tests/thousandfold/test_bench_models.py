@@ -158,6 +158,22 @@ def test_a_random_split_keeps_the_epoch_that_validates_best() -> None:
     assert not np.array_equal(twice, last)
 
 
+def test_an_objective_that_is_alone_is_weighed_against_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def scenarios(_: zoo.Bench, config: configuration.Config, name: str, of: protocols.Plan) -> zoo.Result:
+        seen.append((name, [o.loss_weight for o in config.objectives]))
+        return zoo.Result([np.zeros((of.inputs.rows, 1), np.float32)], 0, 0, 0, {})
+
+    monkeypatch.setattr(zoo.Bench, "_scenarios", scenarios)
+    first = CONFIG.objectives[0]
+    both = (first, msgspec.structs.replace(first, name="save", action="save", loss_weight=0.1))
+    plan = planned("P")
+    plan = plan._replace(inputs=plan.inputs._replace(label=np.repeat(plan.inputs.label[:, :1], 2, 1)))
+    zoo.Bench(plan, [0]).solo(zoo.Entrant("solo", msgspec.structs.replace(CONFIG, objectives=both)))
+    assert seen == [(f"solo, seed 0, {first.name}", [1.0]), ("solo, seed 0, save", [1.0])]
+
+
 def test_cut_and_random_protocols_read_no_counters() -> None:
     for name in ("C", "R"):
         config = protocols.settings_of(CONFIG, name)
