@@ -177,8 +177,8 @@ def _numbered(n: int) -> list[configuration.Objective]:
 
 
 def take_over(trainer: step.Trainer, start: step.Trainer) -> None:
-    """Everything but the heads: table, counts, and the dense parameters that objectives share; the optimiser starts anew."""
-    fresh = {name: array.copy() for name, array in trainer.adam.arrays().items()}
+    """Everything but the heads: table, counts, and the dense parameters that objectives share; optimiser and heads start anew."""
+    fresh = {name: array.copy() for name, array in (trainer.adam.arrays() | trainer.starts.arrays()).items()}
     flat, owned, known = trainer.dense.copy(), heads(trainer.settings), views(start.dense, start.shapes)
     for name, view in views(flat, trainer.shapes).items():
         if name not in owned:
