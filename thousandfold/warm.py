@@ -39,12 +39,15 @@ def warm(settings: config.Config) -> int:
         trainer.step(minibatch.batch, minibatch.now_ms)
     found, model = lists.columns, scorer.Scorer(settings, trainer.arrays())
     support = base.Support(found["s_ids"][:4], found["s_x"][:4], found["s_label"][:4])
-    stored = trainer.trunk(support.ids, support.x)
-    hidden, gate, offset, shift = (part.numpy() for part in stored)
-    known = base.Known(hidden, gate, offset, shift, support.label)
-    for one in (support, known):
+    for one in (support, _known(trainer, support)) if len(support.ids) else (None,):
         model.score(found["ids"][:8], found["x"][:8], int(found["scenario"][0]), one)
     return lists.rows
+
+
+def _known(trainer: Trainer, support: base.Support) -> base.Known:
+    """The same support as the learner stores it."""
+    hidden, gate, offset, shift = (part.numpy() for part in trainer.trunk(support.ids, support.x))
+    return base.Known(hidden, gate, offset, shift, support.label)
 
 
 if __name__ == "__main__":

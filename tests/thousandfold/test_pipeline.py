@@ -80,3 +80,7 @@ def test_malformed_messages_are_counted_and_the_rest_goes_on(settings: config.Co
 
 def test_the_warm_up_trains_and_scores(settings: config.Config) -> None:
     assert warm.warm(settings) > 0
+
+
+def test_the_warm_up_takes_a_configuration_whose_first_lists_have_no_support() -> None:
+    assert warm.warm(config.load(specs.path("ml1m_sequences"))) > 0
