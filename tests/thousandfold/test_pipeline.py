@@ -83,4 +83,4 @@ def test_the_warm_up_trains_and_scores(settings: config.Config) -> None:
 
 
 def test_the_warm_up_takes_a_configuration_whose_first_lists_have_no_support() -> None:
-    assert warm.warm(config.load(specs.path("ml1m_sequences"))) > 0
+    assert warm.warm(config.load(specs.path("ml1m_dupn"))) > 0
