@@ -20,7 +20,7 @@ help:
 	@echo "make chaos   the demo for 180 s with a process killed (-9) every 20 s          ARGS=\"--report FILE\""
 	@echo "make e2e     build the image, run docker-compose.yml, see metrics and a score"
 	@echo "make docs    write docs/configuration.md anew"
-	@echo "make clean   remove .venv and caches"
+	@echo "make clean   remove .venv, caches and compiled kernels"
 
 $(VENV)/.runtime: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v.major}.{v.minor}; make PYTHON=python3.12 names another")'
@@ -65,3 +65,4 @@ docs: $(VENV)/.runtime
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name '*.nb[ic]' -delete

@@ -7,8 +7,8 @@ products, which costs as much as a tenth of the products. What `models.side_by_s
 import numpy as np
 import numpy.typing as npt
 
-from models.matrices import Workspace, flat, part, product, product_on, room, turned
-from models.side_by_side import mix_back
+from models.matrices import Workspace, part, product, product_on, rectify, room, turned
+from models.side_by_side import mix_back, place
 from models.vectors import add, address, row_address, write
 from state.kernels import Plain, kernel
 
@@ -19,23 +19,9 @@ BLOCK = 256
 
 
 @kernel
-def _place(values: F32, k: int, i: int) -> int:
-    """Numbers from the first to row i of matrix k."""
-    return int((k * values.strides[0] + i * values.strides[1]) // 4)
-
-
-@kernel
 def _rows(values: F32, k: int, start: int, count: int) -> F32:
     """Rows of matrix k as a matrix of their own, whose numbers count as lying nowhere else."""
-    return part(values, _place(values, k, start), count, values.shape[2])
-
-
-@kernel
-def _rectify(values: F32) -> None:
-    numbers = flat(values)
-    for i in range(len(numbers)):
-        value = numbers[i]
-        numbers[i] = np.float32(0) if value < 0 else value
+    return part(values, place(values, k, start), count, values.shape[2])
 
 
 @kernel
@@ -58,7 +44,7 @@ def _mix(shares: F32, found: F32, start: int, end: int, out: F32) -> None:
         for o in range(out.shape[1]):
             target = row_address(out, i) + 4 * o * width
             for k in range(experts):
-                source = address(found) + 4 * _place(found, k, i)
+                source = address(found) + 4 * place(found, k, i)
                 if k == 0:
                     write(target, source, shares[i, o, k], width)
                 else:
@@ -78,7 +64,7 @@ def forward(x: F32, experts: Layers, shares: F32, layers: Plain, hidden: F32) ->
                     product_on(first, 0, x[start:end], weight[k], out)
                 else:
                     product_on(first, 0, _rows(layers[i - 1], k, start, end - start), weight[k], out)
-                _rectify(out)
+                rectify(out)
         _mix(shares, layers[-1], start, end, hidden)
 
 

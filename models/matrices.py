@@ -373,3 +373,12 @@ def sigmoid(values: F32, scale: float) -> None:
         x = numbers[i]
         e = falling(x)
         numbers[i] = (one if x >= 0 else e) / (one + e) * by
+
+
+@kernel
+def rectify(values: F32) -> None:
+    """Replace what is below zero by zero."""
+    numbers = flat(values)
+    for i in range(len(numbers)):
+        value = numbers[i]
+        numbers[i] = np.float32(0) if value < 0 else value

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from models.matrices import Workspace, affine, column_sums, part, product, turned
-from models.matrices import flat as run_of
 from state.kernels import kernel
 
 I64 = npt.NDArray[np.int64]
@@ -84,15 +83,6 @@ def layer_of(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
 def virtual_of(blocks: F32, rows: int, plan: Plan, i: int) -> F32:
     """The same block (rows x O, width)."""
     return part(blocks, rows * plan.starts[i], rows * plan.objectives, plan.layers[i])
-
-
-@kernel
-def rectify(values: F32) -> None:
-    """Replace what is below zero by zero."""
-    numbers = run_of(values)
-    for i in range(len(numbers)):
-        value = numbers[i]
-        numbers[i] = np.float32(0) if value < 0 else value
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from models import base, limits, towers, wide
-from models.matrices import Workspace, borrowed, product, room, sigmoid, turned, workspace
+from models.matrices import Workspace, borrowed, product, rectify, room, sigmoid, turned, workspace
 from models.pepnet_layers import (
     Plan,
     affine_at,
@@ -22,7 +22,6 @@ from models.pepnet_layers import (
     gated_back,
     join,
     layer_of,
-    rectify,
     rectify_back,
     sigmoid_back,
     split,

@@ -44,7 +44,7 @@ def forward(x: F32, weight: F32, bias: F32, out: F32) -> None:
 
 
 @kernel
-def _place(values: F32, k: int, i: int) -> int:
+def place(values: F32, k: int, i: int) -> int:
     """Numbers from the first to row i of matrix k."""
     return int((k * values.strides[0] + i * values.strides[1]) // 4)
 
@@ -63,7 +63,7 @@ def backward(x: F32, weight: F32, out: F32, slope: F32, dx: F32, dweight: F32, d
         for k in range(networks):
             at = 0 if shared else k
             # As matrices of their own: numbers of an array that may be part of a larger one count as lying anywhere.
-            dz, at_out, at_slope = block[: end - start], _place(out, k, start), _place(slope, k, start)
+            dz, at_out, at_slope = block[: end - start], place(out, k, start), place(slope, k, start)
             active, up = part(out, at_out, end - start, width), part(slope, at_slope, end - start, width)
             for i in range(end - start):
                 for j in range(width):

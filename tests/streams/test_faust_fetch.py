@@ -8,10 +8,32 @@ import aiokafka
 import faust
 import faust.streams
 import faust.transport.consumer
+import faust.transport.drivers.aiokafka
 import pytest
 from faust.types import TP, ConsumerMessage
 
 from streams import faust_fetch
+
+
+def test_a_worker_that_installed_them_reads_by_the_rewinding_consumer_and_acknowledges_what_was_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver: Any = faust.transport.drivers.aiokafka
+    consumer: Any = faust.transport.consumer.Consumer
+    # Set to what they are, so that they are put back.
+    changed = ((consumer, "wait_first"), (consumer, "ack"), (driver, "aiokafka"), (driver.Consumer, "RebalanceListener"))
+    for owner, name in changed:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    faust_fetch.install(fetch_wait_ms=20)
+
+    async def made() -> tuple[type, int]:
+        reader = driver.aiokafka.AIOKafkaConsumer(bootstrap_servers="127.0.0.1:1", fetch_max_wait_ms=500)
+        await reader.stop()
+        return type(reader), reader._fetch_max_wait_ms
+
+    assert asyncio.run(made()) == (faust_fetch.RewindingConsumer, 20)
+    assert driver.Consumer.ack is faust_fetch.ack_taken
+    assert driver.Consumer.RebalanceListener is faust_fetch.NumberedAssignments
 
 
 @pytest.mark.parametrize(("committed", "first"), [({}, [0, 0]), ({0: 0}, [0, 0]), ({1: 2}, [0, 2])])

@@ -85,12 +85,7 @@ def match(body: bytes, titles: Sequence[str], years: Sequence[int]) -> Makers:
     for movie in _movies(body):
         by_title.setdefault(_plain(movie.title), []).append(movie)
     found = [_find(by_title, title, year) for title, year in zip(titles, years, strict=True)]
-    people = {
-        kind: [
-            () if movie is None else tuple(dict.fromkeys(filter(None, (movie.people[k] or "").split(", ")))) for movie in found
-        ]
-        for k, kind in enumerate(PEOPLE)
-    }
+    people = {kind: [() if movie is None else _listed(movie.people[k]) for movie in found] for k, kind in enumerate(PEOPLE)}
     return Makers(people, np.array([np.nan if movie is None or not movie.minutes else movie.minutes for movie in found]))
 
 
