@@ -6,6 +6,12 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.core import config
+
+from state import kernel_cache
+
+# Numba makes this attribute from the environment; what somebody set there stays.
+config.CACHE_LOCATOR_CLASSES = config.CACHE_LOCATOR_CLASSES or kernel_cache.LOCATORS  # type: ignore[attr-defined]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Number = TypeVar("Number", bound=np.generic)
