@@ -4,6 +4,7 @@ The output weights and biases of a task are those that fit its support best unde
 of a few gradient steps towards it: with few rows they stay where they are, with many they go as far as the rows say, and no rate
 has to suit both. Prior variances are `inner_rate` x exp(-a), with a learned from zero for each weight. A step is a Newton step on
 a quadratic that lies above the loss (Boehning and Lindsay 1988), so the loss never rises; for a regression the first is exact.
+A variance so large that the step has no solution in single precision has diverged: the task's changes are no numbers then.
 Where support rows have weights, a task of n rows counts as n times their sum; `inner_decay` has no part, the prior does its work.
 """
 
@@ -49,5 +50,6 @@ def _step(
     each = basis.transpose(1, 2)
     gradient = (each * slope.transpose(1, 2).unsqueeze(-1)).sum(2) + precision * change
     hessian = (each * curvature.transpose(1, 2).unsqueeze(-1)).transpose(2, 3) @ each + torch.diag_embed(precision)
-    found: torch.Tensor = change - torch.linalg.solve(hessian, gradient)
-    return found
+    found, failed = torch.linalg.solve_ex(hessian, gradient.unsqueeze(-1))
+    moved: torch.Tensor = change - found.squeeze(-1).masked_fill(failed.unsqueeze(-1) > 0, torch.nan)
+    return moved

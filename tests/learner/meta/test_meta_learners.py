@@ -310,6 +310,36 @@ def test_switching_off_leaves_the_plain_tower(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_rate_without_measure_is_taken_back_by_learner_and_serving_and_counted(name: str) -> None:
+    calm = trained(name)
+    wild = step.Trainer(minibatches.settings(2, meta={"algorithm": name, "inner_rate": 1e39, "context": 3}))
+    wild.load(calm.arrays())
+    served = scorer.Scorer(wild.settings, calm.arrays())
+    batch = minibatches.minibatch(wild.settings, 50, support=1)
+    said = wild.step(batch, 50)
+    assert (said.skipped, said.diverged > 0) == ("", True)
+    assert np.isfinite(said.adapted).all()
+    assert np.isfinite(wild.dense).all()
+    first = slice(0, int(batch.n_items[0]))
+    support = base.Support(batch.s_ids[:1], batch.s_x[:1], batch.s_label[:1])
+    found = served.score(batch.ids[first], batch.x[first], int(batch.scenario[0]), support)
+    assert found.diverged
+    assert np.isfinite(found.adapted).all()
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_support_of_one_class_moves_scores_towards_it(name: str, label: float) -> None:
+    learner = trained(name)
+    batch = minibatches.minibatch(learner.settings, 50, support=8)
+    said = learner.score(batch._replace(s_label=np.full_like(batch.s_label, label)))
+    moved = said.adapted - said.unadapted
+    assert np.isfinite(said.adapted).all()
+    assert (moved.mean() > 0) == bool(label)
+    assert np.abs(moved).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_meta_parameters_are_learned_and_come_back_from_a_snapshot(name: str) -> None:
     learner = trained(name)
     adapter = meta.build(learner.settings, learner.model)
