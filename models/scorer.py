@@ -175,6 +175,9 @@ class Scorer:
         else:
             weights = [supports.row_weights(self.settings.meta, n, s.ts[-n:]) for s, n in zip(own, kept, strict=True)]
             plain, adapted = self._by_torch(known, _meta_inputs(stored), label, weights, n_items, taken)
+        if len(tasks) > 1 and not np.isfinite(adapted).all():
+            # Compiled towers adapt neighbours in the same products, where what is no number in one task reaches the others.
+            return [self.score(*task) for task in tasks]
         ends = np.cumsum(n_items).tolist()
         cut = zip(n_items.tolist(), ends, used, strict=True)
         return [self._scored(plain[end - n : end], adapted[end - n : end], k) for n, end, k in cut]

@@ -76,6 +76,19 @@ def test_a_merge_of_one_is_the_task_alone_to_the_last_bit_and_repeats_itself(kin
     assert [m.adapted.tobytes() for m in first] == [m.adapted.tobytes() for m in again]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_whose_support_is_damaged_takes_nothing_from_those_beside_it(kind: str) -> None:
+    model = published(kind, 1)
+    tasks = [task(model, seed, 5, 9, 1) for seed in range(5)]
+    support = tasks[2].support
+    assert isinstance(support, base.Support)
+    tasks[2] = tasks[2]._replace(support=support._replace(label=np.full_like(support.label, np.nan)))
+    together = model.merged(tasks)
+    assert [(s.adapted_on, s.diverged) for s in together] == [(9, False), (9, False), (0, True), (9, False), (9, False)]
+    for merged, one in zip(together, tasks, strict=True):
+        assert merged.adapted == pytest.approx(model.score(*one).adapted, abs=REGROUPED)
+
+
 def test_a_task_is_divided_by_its_own_number_of_rows_and_not_by_all() -> None:
     model = published("native", 1)
     few, many = task(model, 3, 5, 2, 1), task(model, 4, 5, 19, 1)
