@@ -43,6 +43,33 @@ def test_produced_events_become_episodes_with_labels_features_and_support(
     assert lists[ids.of("r3")]["head"]["scenarios"][str(ids.of("search"))] == "search"
 
 
+def test_a_task_that_is_no_user_is_keyed_anew_and_learns_from_users_of_other_partitions(
+    deployed: Callable[..., Any], start: Callable[..., Any], kafka_of: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    config, path = deployed(join=JOIN, kafka={"partitions": 2}, task={"key": ["item"]})
+    kafka, worker = kafka_of(config), start(path)
+    now = time.time_ns() // 1_000_000
+    ann, bob = "ann", next(user for user in ("bob", "cid", "dan", "eve") if kafka.partition(user) != kafka.partition("ann"))
+    kafka.impression("r1", ann, now, ["a", "b"])
+    kafka.click("r1", ann, now + 50, "a")
+    kafka.flush()
+    worker.until_ready()
+    eventually(lambda: len(kafka.lists(config.topics.episodes)) >= 2)
+    kafka.impression("r2", bob, now + 1_700, ["a"])
+    kafka.flush()
+    eventually(lambda: len(kafka.lists(config.topics.episodes)) >= 3)
+    assert worker.stop() == 0, worker.text
+    lists = {(one["request"], one["task"]): one for one in kafka.lists(config.topics.episodes)}
+    a, b = ids.of("a"), ids.of("b")
+    assert set(lists) == {(ids.of("r1"), a), (ids.of("r1"), b), (ids.of("r2"), a)}
+    assert [lists[ids.of("r1"), task]["item"].tolist() for task in (a, b)] == [[a], [b]]
+    assert all(one["partition"] == task % 2 for (_, task), one in lists.items())
+    of_bob = lists[ids.of("r2"), a]
+    user = next(c.start for c in spec.id_columns(config.features) if c.name == "user")
+    assert of_bob["s_ids"][:, user].tolist() == [ids.of(ann)]
+    assert of_bob["s_label"].tolist() == [[1.0]]
+
+
 def test_what_cannot_be_used_is_a_dead_letter_with_its_bytes_and_the_agent_goes_on(
     deployed: Callable[..., Any], start: Callable[..., Any], kafka_of: Callable[..., Any], eventually: Callable[..., None]
 ) -> None:
