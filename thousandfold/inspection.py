@@ -68,12 +68,9 @@ def attention_of(model: scorer.Scorer, hashes: npt.NDArray[np.uint64], x: F32) -
     """What each of the last actions weighs in rows of ids (n, F) and raw numbers (n, D): (n, length), newest first.
 
     Raises:
-        NothingToInspect: the model has no attention over actions.
+        KeyError: the model has no attention over actions.
     """
-    said = model.inspect(hashes, x)
-    if "attention" not in said:
-        raise NothingToInspect(f'model "{model.settings.model.name}" does not weigh actions; use --spec with model.name = "dupn"')
-    return said["attention"]
+    return model.inspect(hashes, x)["attention"]
 
 
 def cost(config: Config, candidates: int, seed: int = 0) -> Cost:
@@ -146,6 +143,22 @@ def _age(bucket: int) -> str:
     return f"from {low} s"
 
 
+def _says(config: Config) -> set[str]:
+    """What a model tells of itself (`base.Model.inspect`), by name: known before anything is read or learned."""
+    model = registry.build(config)
+    nobody = base.Inputs(torch.zeros(1, base.geometry(config).row), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+    with torch.inference_mode():
+        return set(model.inspect(base.views(model.initial(0), model.shapes), nobody))
+
+
+def _drawable(plot: pathlib.Path | None) -> None:
+    """Refuse a picture that could not be drawn, before anything is read or learned."""
+    if plot is not None:
+        pages.pyplot()
+        if not plot.absolute().parent.is_dir():
+            raise NothingToInspect(f"--plot {plot}: no such folder; make it first")
+
+
 def _learned(config: Config, inputs: protocol.Inputs, snapshot: pathlib.Path | None) -> scorer.Scorer:
     """The model of a snapshot, else one that learns the log first."""
     if snapshot is not None:
@@ -195,6 +208,9 @@ def attention(
 ) -> None:
     """Which of a user's last actions count: attention by kind and by age, over the newest rows of a log."""
     config = configuration.load(spec_file or specs.path(EXAMPLE))
+    if "attention" not in _says(config):
+        raise NothingToInspect(f'model "{config.model.name}" does not weigh actions; use --spec with model.name = "dupn"')
+    _drawable(plot)
     inputs = protocol.prepare(config, quality.open_log(config, data, actions, limit), protocol.Lag())
     hashes = inputs.ids[-rows:]
     found = attention_of(_learned(config, inputs, snapshot), hashes, inputs.x[-rows:])
@@ -218,10 +234,11 @@ def gates(
 ) -> None:
     """How much each scenario takes of what is shared and of what is its own: the mean of every gate over its newest rows."""
     config = configuration.load(spec_file or specs.path("ml1m"))
+    if not _says(config):
+        raise NothingToInspect(f'model "{config.model.name}" has no gates; docs/models.md says under `inspect` which models have')
+    _drawable(plot)
     inputs = protocol.prepare(config, quality.open_log(config, data, actions, limit), protocol.Lag())
     found = inspected.values(_learned(config, inputs, snapshot).inspect, inputs)
-    if not found:
-        raise NothingToInspect(f'model "{config.model.name}" has no gates; docs/models.md says under `inspect` which models have')
     scenarios = [inputs.scenarios[code] for code in np.unique(inputs.scenario).tolist()]
     shown = Table(
         title=f"{config.model.name}: gates over the newest rows of a scenario, of more than {inspected.FEW} mean and spread"

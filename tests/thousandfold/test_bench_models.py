@@ -685,6 +685,12 @@ def test_a_log_or_spec_that_cannot_be_measured_is_refused(
     assert re.search(message, str(result.exception))
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path: pathlib.Path) -> None:
+    result = invoke(tmp_path, "--out", str(tmp_path / "log.parquet"))
+    assert isinstance(result.exception, configuration.Refused)
+    assert "name a folder that can be written" in str(result.exception)
+
+
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(configuration.Refused, match=r"pip install 'thousandfold\[bench\]'"):

@@ -291,6 +291,9 @@ def test_clicks_of_the_file_of_actions_replace_those_made_from_labels(tmp_path: 
         (frame(scenario=None), r'column "scenario" is missing; there are time, request'),
         (frame(user=[1.0] * 6), r'column "user" holds floats, and an id must be text or an integer; cast it'),
         (frame(tags=[1.5] * 6), r'column "tags" holds floats'),
+        (frame(user=[[1]] * 6), r'column "user" is List\(Int64\); an id must be text or an integer'),
+        (frame(scenario=[["home"]] * 6), r'column "scenario" is List\(String\); an id must be text or an integer'),
+        (frame(**{"item.price": [1.0, 1e31, 1.0, 1.0, 1.0, 1.0]}), r'"item.price" holds a number beyond 1e\+30'),
         (frame(click=None), r'objective "click" needs its label there'),
         (frame(click=[0] * 6), r'objective "click" has no labels to tell apart: all are 0'),
         (frame(click=[1.0, 0.0, 0.0, 1.0, 0.0, float("nan")]), r'column "click" holds nan; a label is 0 or 1'),
@@ -309,6 +312,19 @@ def test_clicks_of_the_file_of_actions_replace_those_made_from_labels(tmp_path: 
 def test_a_log_that_cannot_be_measured_is_refused_by_column(tmp_path: pathlib.Path, table: pl.DataFrame, message: str) -> None:
     with pytest.raises(logs.LogError, match=message):
         read(tmp_path, table)
+
+
+def test_lists_of_ids_are_refused_where_one_is_read_and_counted_where_there_are_too_many(tmp_path: pathlib.Path) -> None:
+    table = frame(tags=[["t", "u", "v", None], ["t", "t", "u"], list("tuvw"), None, [], ["t"]])
+    table.write_parquet(tmp_path / "log.parquet")
+    said: list[str] = []
+    logs.read(CONFIG, tmp_path / "log.parquet", say=said.append)
+    assert [line.partition(": ")[2] for line in said] == ['column "tags": 3 values beyond max_values = 2 are not used']
+    config = configuration.parse(SPEC.replace(", max_values = 2", ""))
+    with pytest.raises(
+        logs.LogError, match=r'"tags" is List\(String\), and the category "tags" takes one value; set its max_values'
+    ):
+        logs.read(config, tmp_path / "log.parquet")
 
 
 def test_an_undeclared_kind_of_action_and_an_unreadable_file_are_refused(tmp_path: pathlib.Path) -> None:

@@ -1,11 +1,15 @@
 import json
 import math
 import pathlib
+import subprocess
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from state import config as configuration
 from thousandfold import bench
-from thousandfold.bench import report
+from thousandfold.bench import every, report
 
 
 def test_several_runs_give_their_mean_and_standard_error() -> None:
@@ -45,10 +49,38 @@ def test_a_report_has_the_documented_form_and_reads_back(tmp_path: pathlib.Path)
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_a_report_makes_its_folder_and_one_that_cannot_be_written_is_refused(tmp_path: pathlib.Path) -> None:
+    report.write(tmp_path / "new" / "r.json", [])
+    assert report.read(tmp_path / "new" / "r.json").rows == []
+    for file in (tmp_path / "new", tmp_path / "new" / "r.json" / "x.json"):
+        with pytest.raises(configuration.Refused, match="name a file that can be written"):
+            report.write(file, [])
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "r.json"]
+
+
 def test_another_file_is_no_report(tmp_path: pathlib.Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="no benchmark report"):
         report.read(tmp_path / "x.json")
+
+
+def test_all_benchmarks_in_one_name_what_missed_and_what_had_no_peer(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        report.row(name, value, "x", target=4.0, command="c") for name, value in (("met", 5.0), ("short", 3.0), ("lonely", 1.0))
+    ]
+    made[-1] = msgspec.structs.replace(made[-1], value=None, unit="not installed", passed=None)
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        report.write(command[-1], made)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    ran = CliRunner().invoke(every.app, ["--only", "training", "--report", str(tmp_path / "all.json")], env={"COLUMNS": "200"})
+    assert ran.exit_code == 0, ran.output
+    assert "1 passed; 1 missed: short; 1 not measured: lonely" in ran.output
+    assert "not installed" in ran.output
 
 
 def test_an_unknown_benchmark_is_named_with_those_there_are() -> None:

@@ -101,14 +101,16 @@ def test_gates_are_printed_and_drawn_by_scenario(files: tuple[pathlib.Path, path
     heads, *lines = [line for line in ran.output.splitlines() if "┃" in line or "│" in line]
     assert heads.split()[1::2] == ["gate", "s"]
     assert len(lines) > 1
+    # Neither reads a log of a million rows first.
+    assert "no such folder" in str(run("gates", "--data", "nowhere", "--spec", file, "--plot", log / "x.png").exception)
     file.write_text(SPEC.format(model="shared_bottom"))
-    assert "has no gates" in str(run("gates", "--data", log, "--spec", file).exception)
+    assert "has no gates" in str(run("gates", "--data", "nowhere", "--spec", file).exception)
 
 
 def test_a_model_without_attention_is_refused_with_what_to_use(files: tuple[pathlib.Path, pathlib.Path]) -> None:
-    file, log = files
+    file, _ = files
     file.write_text(SPEC.format(model="shared_bottom"))
-    for ran in (run("attention", "--data", log, "--spec", file), run("split", "--spec", file)):
+    for ran in (run("attention", "--data", "nowhere", "--spec", file), run("split", "--spec", file)):
         assert isinstance(ran.exception, inspection.NothingToInspect)
         assert 'model.name = "dupn"' in str(ran.exception)
 

@@ -37,11 +37,13 @@ def every(
             else:
                 failed.append(name)
     report.write(report_file, rows)
-    console.print(report.table([row for row in rows if row.passed is not None], "targets"))
+    console.print(report.table([row for row in rows if row.passed is not None or row.target is not None], "targets"))
     missed = [row.id for row in rows if row.passed is False]
-    console.print(
-        f"{sum(row.passed is True for row in rows)} passed, {len(missed)} missed{': ' + ', '.join(missed) if missed else ''}"
-    )
+    absent = [row.id for row in rows if row.passed is None and row.target is not None]
+    verdicts = [
+        f"{len(found)} {what}: {', '.join(found)}" for what, found in (("missed", missed), ("not measured", absent)) if found
+    ]
+    console.print("; ".join([f"{sum(row.passed is True for row in rows)} passed", *(verdicts or ["0 missed"])]))
     console.print(f"written: {report_file}")
     if failed:
         console.print(f"[red]failed to run: {', '.join(failed)}[/red]")

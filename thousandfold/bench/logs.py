@@ -16,12 +16,13 @@ import polars as pl
 
 from learner import episodes
 from state import config as configuration
-from state import events, ids, spec
+from state import events, ids, records, spec
 from thousandfold.data import blocks
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+Say = Callable[[str], None]
 INTRINSIC = {"user_id": "user", "item_id": "item", "scenario": "scenario", "position": "position"}
 
 
@@ -224,11 +225,11 @@ def chosen(actions: events.Actions, which: I64) -> events.Actions:
     return events.Actions(a.request[which], a.item[which], a.user[which], a.ts[which], a.kind[which], a.value[which])
 
 
-def read(config: configuration.Config, data: pathlib.Path, actions: pathlib.Path | None = None) -> Log:
+def read(config: configuration.Config, data: pathlib.Path, actions: pathlib.Path | None = None, say: Say = print) -> Log:
     """The log in a Parquet file, with its actions.
 
     Without a file of actions, or when it has none of the kind that an objective counts, a positive label is an action one
-    millisecond after its list was shown.
+    millisecond after its list was shown. `say` is told how many values of multi-valued categories are not used.
 
     Raises:
         LogError: a column is missing or of the wrong type, ids are floats, a value is NaN, an objective has no labels.
@@ -241,7 +242,7 @@ def read(config: configuration.Config, data: pathlib.Path, actions: pathlib.Path
     first = pl.col("time").min().over("request")
     table = table.sort([first, pl.col("request").rank("dense").over(pl.lit(1))], maintain_order=True)
     per_list = _lists_of(table, data)
-    lists = _table_lists(config, table, per_list, data)
+    lists = _table_lists(config, table, per_list, data, say)
     label = _existing(config, lists, _labels(config, table, data))
     made = _label_actions(config, lists, label)
     if actions is None:
@@ -275,9 +276,10 @@ def _need(table: pl.DataFrame, file: pathlib.Path, names: Sequence[str], advice:
             raise LogError(f'{file}: column "{name}" is missing; there are {", ".join(table.columns)}; {advice}')
 
 
-def _check_ids(table: pl.DataFrame, name: str, file: pathlib.Path, *, optional: bool = False) -> None:
+def _check_ids(table: pl.DataFrame, name: str, file: pathlib.Path, *, optional: bool = False, several: bool = False) -> None:
+    """Refuse a column that holds no ids, or with `several` lists of them."""
     kind = table.schema[name]
-    inner = kind.inner if isinstance(kind, pl.List) else kind
+    inner = kind.inner if several and isinstance(kind, pl.List) else kind
     if inner.is_float():
         raise LogError(
             f'{file}: column "{name}" holds floats, and an id must be text or an integer; cast it before you write the file'
@@ -354,7 +356,23 @@ def _labels(config: configuration.Config, table: pl.DataFrame, file: pathlib.Pat
     return np.stack(columns, 1)
 
 
-def _table_lists(config: configuration.Config, table: pl.DataFrame, per_list: _PerList, file: pathlib.Path) -> events.Lists:
+def _check_several(config: configuration.Config, series: pl.Series, source: str, file: pathlib.Path, say: Say) -> None:
+    """Refuse lists of ids where a category of the source takes one, and tell how many ids lie beyond its `max_values`."""
+    held = series.list.drop_nulls().list.unique().list.len().cast(pl.Int64)
+    for category in (c for c in config.features.categories if c.source == source):
+        if category.max_values == 1:
+            raise LogError(
+                f'{file}: column "{series.name}" is {series.dtype}, and the category "{category.name}" takes one value; '
+                "set its max_values in the feature spec, or write one value per row"
+            )
+        beyond = int((held - category.max_values).clip(0).sum())
+        if beyond:
+            say(f'{file}: column "{series.name}": {beyond:,} values beyond max_values = {category.max_values} are not used')
+
+
+def _table_lists(
+    config: configuration.Config, table: pl.DataFrame, per_list: _PerList, file: pathlib.Path, say: Say
+) -> events.Lists:
     categories = {c.source for c in config.features.categories}
     request, user, item, scenario = (_unique(table[n]) for n in ("request", "user", "item", "scenario"))
 
@@ -364,11 +382,17 @@ def _table_lists(config: configuration.Config, table: pl.DataFrame, per_list: _P
         name = source if source in table.columns else source.partition(".")[2] or source
         _need(table, file, (name,), f'the feature spec reads "{source}": add it as "{source}" or "{name}"')
         if source in categories:
-            _check_ids(table, name, file, optional=True)
+            _check_ids(table, name, file, optional=True, several=True)
+            if isinstance(table.schema[name], pl.List):
+                _check_several(config, table[name], source, file, say)
         elif not (table.schema[name].is_numeric() or table.schema[name] == pl.Boolean):
             raise LogError(f'{file}: column "{name}" is {table.schema[name]}; the feature spec declares "{source}" as a number')
-        elif table.schema[name].is_float() and not table[name].drop_nulls().is_finite().all():
-            raise LogError(f'{file}: column "{name}" holds NaN or an infinity; write null where a number is absent')
+        else:
+            told = table[name].drop_nulls().cast(pl.Float64)
+            if not told.is_finite().all():
+                raise LogError(f'{file}: column "{name}" holds NaN or an infinity; write null where a number is absent')
+            if (told.abs() > records.LIMIT).any():
+                raise LogError(f'{file}: column "{name}" holds a number beyond {records.LIMIT:g}, which no event may carry')
         return _values(table[name])
 
     own = {"user_id": user, "item_id": item, "scenario": scenario}

@@ -36,6 +36,19 @@ def pyplot() -> Any:
     return plt
 
 
+def begin(folder: pathlib.Path) -> None:
+    """Make the folder of a page and see that its plots can be drawn, before anything is measured.
+
+    Raises:
+        Refused: there is no matplotlib, or no such folder can be made.
+    """
+    pyplot()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise configuration.Refused(f"--out {folder}: {error.strerror}; name a folder that can be written") from error
+
+
 def png(figure: Any) -> bytes:
     """Of a figure, which is closed."""
     out = io.BytesIO()

@@ -262,7 +262,7 @@ def open_log(
     if what:
         logs.binary_only(config, what)
     if data not in {"ml1m", "simulate"}:
-        log = logs.read(config, pathlib.Path(data), actions)
+        log = logs.read(config, pathlib.Path(data), actions, say)
         return log if limit is None else logs.head(log, limit)
     if actions is not None:
         raise logs.LogError("--actions goes with --data FILE.parquet; ml1m and simulate have their own")

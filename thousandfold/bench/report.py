@@ -1,5 +1,6 @@
 """The one form in which every benchmark reports: what was measured, where, against which target, and by which command."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -13,6 +14,8 @@ from typing import Literal
 import msgspec
 import psutil
 from rich.table import Table
+
+from state import config as configuration
 
 Better = Literal["higher", "lower"]
 PACKAGES = ("numpy", "numba", "torch", "river", "confluent-kafka", "faust-streaming")
@@ -110,12 +113,22 @@ def row(
 
 
 def write(path: str | os.PathLike[str], rows: Iterable[Row]) -> Report:
-    """Write a report as JSON, whole or not at all, and return it."""
+    """Write a report as JSON, whole or not at all, into a folder that is made if need be, and return it.
+
+    Raises:
+        Refused: it cannot be written.
+    """
     report = Report(machine(), list(rows))
     file = pathlib.Path(path)
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise configuration.Refused(f"--report {path}: {error.strerror}; name a file that can be written") from error
     return report
 
 

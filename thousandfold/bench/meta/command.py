@@ -97,7 +97,7 @@ def meta(
     if resume and out is None:
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
     if out is not None and not choose:
-        pages.pyplot()
+        pages.begin(out)
     names = sorted(features.split(","), reverse=True) if spec is None else []
     files = {spec.stem: spec} if spec is not None else {name: specs.path(example(name)) for name in names}
     variants, progress = algorithms.split(","), quality.Progress()

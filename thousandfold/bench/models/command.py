@@ -145,7 +145,7 @@ def models(
     if resume and out is None:
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
     if out is not None:
-        pages.pyplot()
+        pages.begin(out)
     for name in wanted:
         config = configured(data, spec, name)
         entrants = zoo.ablations(config) if ablations else zoo.chosen(config, names)
