@@ -47,3 +47,18 @@ def test_every_declared_dependency_is_pinned_in_what_the_demo_installs() -> None
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = names([line for line in lines if "==" in line])
     assert names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["embedded"]) <= pinned
+
+
+def test_make_bench_installs_every_peer_that_it_compares_with_and_changes_nothing_that_is_there() -> None:
+    peers = re.findall(r'find_spec\("(\w+)"\)', (ROOT / "thousandfold/bench/training_peers.py").read_text(encoding="utf-8"))
+    lines = (ROOT / "requirements-peers.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.partition(";")[0] for line in lines if not line.startswith("#")]
+    assert peers
+    assert {peer.replace("_", "-") for peer in peers} <= {name.removesuffix("-cpu") for name in names(pinned)}
+    assert all("==" in line for line in pinned)
+    # They go over what is installed: another version of the same would change what is measured.
+    assert not names(pinned) & names((ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines())
+    assert not names(pinned) & names((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--no-deps -r requirements-peers.txt" in makefile
+    assert "bench: $(VENV)/.peers" in makefile

@@ -248,7 +248,7 @@ def command(
 ) -> None:
     """The training step against naive torch, torch-rechub, fbgemm's embeddings and the processor's peak.
 
-    Install peers without their dependencies: pip install --no-deps --target DIR torch-rechub fbgemm-gpu-cpu; PYTHONPATH=DIR.
+    Peers are installed by `make bench`, or by pip install --no-deps -r requirements-peers.txt.
     """
     # The allocator and thread pools read these when a process starts; all candidates are measured with them.
     variables = environment(msgspec.structs.replace(Config(), learner=configuration.Learner(threads=threads)))
