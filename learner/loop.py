@@ -7,17 +7,17 @@ their offsets are exactly what was trained.
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from learner import baseline, drift, episodes, evidence, explored, meta_inputs, policy, publishing, reports, seen, slot_watch
+from learner import episodes, measures, meta_inputs, policy, publishing, reports, seen, slot_watch
 from learner.episodes import Message
-from learner.prequential import VARIANTS, Prequential
+from learner.prequential import VARIANTS
 from learner.step import Trainer
-from models import losses, modes
 from state import config, control, dead_letters, plan, snapshots, spec
 from state.snapshots import Manifest
 
@@ -97,18 +97,10 @@ class Loop:
         self._settings, self._source, self._log, self._publisher = settings, source, plans, publisher
         self._clock, self._origin = clock or Clock(), origin or Origin()
         self._layout = layout_of(settings)
-        objectives, learner = tuple(o.name for o in settings.objectives), settings.learner
         self.trainer = Trainer(settings)
-        self.seen = seen.Seen(learner.dedup_rows)
-        parts, shown = losses.plan(settings.objectives).parts, settings.scenarios
-        self.figures = Prequential(objectives, shown.known, shown.max_shown, learner.window_rows, parts=parts)
-        self.explored = explored.Figures(objectives, learner.window_rows, learner.ips_clip, parts)
-        self._binary = {o: part.at for o, part in enumerate(parts) if part.kind == "binary"}
-        compared = learner.baseline == "river" and bool(self._binary)
-        self.baseline = baseline.Baseline(settings.features, len(self._binary), learner.baseline_share) if compared else None
-        self._drift = drift.Drift()
-        self._slot_watch = slot_watch.SlotWatch(shown.max_shown)
-        self.policy = policy.Policy(settings.meta)
+        self.seen = seen.Seen(settings.learner.dedup_rows)
+        self.measures = measures.Measures(settings)
+        self._slot_watch = slot_watch.SlotWatch(settings.scenarios.max_shown)
         self.keeper: meta_inputs.Keeper | None = None
         if support_store is not None:
             self.keeper = meta_inputs.Keeper(settings, self.trainer, support_store, self._origin.incarnation)
@@ -116,7 +108,7 @@ class Loop:
         self.step = self.sequence = self.trained_rows = 0
         self._unreported: list[plan.Skip] = []
         self.counts = reports.Counts()
-        self._reporter = reports.Reporter(self.figures, self.explored)
+        self._reporter = reports.Reporter(self.measures.figures, self.measures.explored)
         self.report = reports.Report()
         self._mark_s = self._clock.monotonic_s()
 
@@ -136,28 +128,13 @@ class Loop:
                     f"snapshot.directory: {manifest.directory} holds snapshots of another {what} ({found}; the configuration's "
                     f"is {own}); name another folder, or go back to the configuration that made them"
                 )
-        groups: dict[str, dict[str, npt.NDArray[Any]]] = {
-            "": {},
-            "seen": {},
-            "figures": {},
-            "explored": {},
-            "baseline": {},
-            "policy": {},
-            "meta_inputs": {},
-        }
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = defaultdict(dict)
         for name, array in arrays.items():
             group, slash, rest = name.rpartition("/")
             groups[group if slash else ""][rest] = array
         self.trainer.load(groups[""])
         self.seen.load(groups["seen"])
-        self.figures.load(groups["figures"])
-        if groups["explored"]:
-            self.explored.load(groups["explored"])
-        if self.baseline is not None and groups["baseline"]:
-            self.baseline.load(groups["baseline"])
-        if groups["policy"]:
-            self.policy.load(groups["policy"])
-            self._keep_automatic()
+        self.measures.load(groups, self.trainer.modes)
         if self.keeper is not None and groups["meta_inputs"]:
             self.keeper.load(groups[""], groups["meta_inputs"])
         self.offsets = {(topic, partition): offset for topic, partition, offset in manifest.offsets}
@@ -212,10 +189,7 @@ class Loop:
         """The whole state by part of a snapshot, as views."""
         model = self.trainer.arrays()
         serving = {name: model.pop(name) for name in self.trainer.serving_names}
-        groups = {"seen": self.seen.arrays(), "figures": self.figures.arrays(), "policy": self.policy.arrays()}
-        groups["explored"] = self.explored.arrays()
-        if self.baseline is not None:
-            groups["baseline"] = self.baseline.arrays()
+        groups = {"seen": self.seen.arrays()} | self.measures.arrays()
         if self.keeper is not None:
             serving |= self.keeper.serving()
             groups["meta_inputs"] = self.keeper.arrays()
@@ -233,7 +207,7 @@ class Loop:
         steps = list(episodes.minibatches(kept, self._settings.learner.rows_per_step, clip))
         self.counts.propensities.update(episodes.propensities(kept, clip))
         self._spent("decode")
-        decided = self.policy.differing(self.trainer.modes.granted)
+        decided = self.measures.policy.differing(self.trainer.modes.granted)
         self._plan(self._ranges(messages), skipped, len(steps), kept.rows, letters, switches, decided)
         for key, state in decided:
             self.trainer.modes.grant(key, state.on)
@@ -242,7 +216,7 @@ class Loop:
             self.trainer.set_meta(None if switch.scenario == control.EVERY else switch.scenario, switch.mode)
             log.info("meta-learning of %s is %s from step %d on", switch.scenario, switch.mode, self.step + 1)
         if switches:
-            self._keep_automatic()
+            self.measures.keep_automatic(self.trainer.modes)
         self._spent("plan")
         scores = np.full((len(VARIANTS), kept.rows, self.trainer.model.objectives), np.nan, np.float32)
         for minibatch in steps:
@@ -256,7 +230,8 @@ class Loop:
             self.counts.support_rows, self.counts.support_failures = self.keeper.rows, self.keeper.failures
             self.counts.foreign_supports = self.keeper.foreign
             self._spent("supports")
-        self._measure(kept, scores, [minibatch.stop for minibatch in steps])
+        stops = [minibatch.stop for minibatch in steps]
+        self.counts.drift.update(self.measures.update(kept, scores, stops, self.trainer.modes, self._spent))
 
     def _decode(self, messages: list[Message]) -> Fetched:
         decoded, usable, switches, letters, skipped = [], [], [], [], []
@@ -332,36 +307,6 @@ class Loop:
         else:
             self.trained_rows += minibatch.stop - minibatch.start
 
-    def _measure(self, lists: episodes.Lists, scores: npt.NDArray[np.float32], stops: list[int]) -> None:
-        c = lists.columns
-        if self.baseline is not None:
-            users = np.repeat(c["user"], c["n_items"])
-            binary, outputs = list(self._binary), list(self._binary.values())
-            found = self.baseline.update(users, c["ids"], c["x"], c["label"][:, binary], c["weight"][:, binary], stops=stops)
-            scores[VARIANTS.index("river")][:, outputs] = found
-            self._spent("baseline")
-        losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
-        self._judge(lists, scores)
-        names = list(map(self.figures.name_of, c["scenario"].tolist()))
-        if episodes.PROPENSITY in c:
-            self.explored.update(names, c["n_items"], scores, c["label"], c["weight"], c[episodes.PROPENSITY])
-        self.counts.drift.update(self._drift.update(names, losses.tolist()))
-        self._spent("measure")
-
-    def _judge(self, lists: episodes.Lists, scores: npt.NDArray[np.float32]) -> None:
-        """Tell the policy what adaptation gained in scenarios that are `auto`; it is obeyed from the next fetch on."""
-        judged = self.trainer.modes.automatic(lists.columns["scenario"])
-        if not judged.any():
-            return
-        c = episodes.keep(lists, judged).columns
-        binary, outputs = list(self._binary), list(self._binary.values())
-        adapted, unadapted = (scores[v][np.repeat(judged, lists.columns["n_items"])][:, outputs] for v in range(2))
-        gain = evidence.gains(c["n_items"], c["label"][:, binary], c["weight"][:, binary], adapted, unadapted)
-        self.policy.update(c["scenario"], gain, lists.scenarios)
-
-    def _keep_automatic(self) -> None:
-        self.policy.keep(lambda scenario: self.trainer.modes.asked(scenario) == modes.AUTO)
-
     def _spent(self, stage: str) -> None:
         now_s = self._clock.monotonic_s()
         self.counts.seconds[stage] += now_s - self._mark_s
@@ -380,7 +325,7 @@ class Loop:
             embedding_rows=self.trainer.table.map.admitted,
             items=reports.items(self.trainer.catalogue),
             meta=self.trainer.modes,
-            auto=self.policy.judged(),
+            auto=self.measures.policy.judged(),
             room=self.trainer.room,
             engine=self.trainer.choice,
         )

@@ -52,7 +52,7 @@ def _run(settings: Config, ready_file: pathlib.Path | None, stopping: Callable[[
     writer.prepare(learner.parts())
     learner.offsets = source.assign(learner.offsets)
     host = os.environ.get("THOUSANDFOLD_METRICS_HOST", "127.0.0.1")
-    share = settings.learner.baseline_share if learner.baseline is not None else 0.0
+    share = settings.learner.baseline_share if learner.measures.baseline is not None else 0.0
     collector = prometheus_metrics.ReportCollector(lambda: learner.report, share, source.lost, refused)
     close_metrics = prometheus_metrics.serve(collector, settings.learner.metrics_port, host)
     log.info("ready at step %d, %d partitions of %s", learner.step, settings.kafka.partitions, settings.topics.episodes)

@@ -46,7 +46,7 @@ def write(old: Config, source: pathlib.Path, new: Config, into: pathlib.Path) ->
         raise ConfigError(f"--from {source}: {error}") from error
     evidence = conversion.group(arrays, "policy")
     if evidence:
-        loop.policy.load(evidence)
+        loop.measures.policy.load(evidence)
     return disk_snapshots.write(into, conversion.begun(new, manifest), loop.parts(), new.snapshot.keep)
 
 

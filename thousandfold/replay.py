@@ -230,8 +230,8 @@ def replay(
         f"{c.late:,} late and {c.orphans:,} orphaned actions, {c.rejected:,} rejected, "
         f"{loop.step:,} steps in {time.monotonic() - begun_s:.1f} s"
     )
-    Console().print(table(loop.figures.report()))
-    if explored := loop.explored.report():
+    Console().print(table(loop.measures.figures.report()))
+    if explored := loop.measures.explored.report():
         Console().print(explored_table(explored))
 
 

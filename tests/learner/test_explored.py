@@ -131,13 +131,13 @@ def test_the_learner_reports_them_beside_the_plain_figures_and_keeps_them_in_sna
         assert not [name for part in quiet.parts().values() for name in part if name.startswith("explored/")]
     found = {(e.scenario, e.window): e for e in said.report.explored if e.variant == "adapted"}
     whole = found[ALL, "cumulative"]
-    assert whole.rows == said.figures.total == silent.figures.total
+    assert whole.rows == said.measures.figures.total == silent.measures.figures.total
     assert whole.effective < whole.rows
     assert 0 < whole.mean_label < 1
     assert found[ALL, "recent"].rows == min(whole.rows, 50)
-    assert [repr(q) for q in said.figures.report()] == [repr(q) for q in silent.figures.report()]
+    assert [repr(q) for q in said.measures.figures.report()] == [repr(q) for q in silent.measures.figures.report()]
     said.publish()
     manifest, parts = writer.snapshots[-1]
     (again, _) = learned(0)
     again.load(manifest, {name: array.copy() for part in parts.values() for name, array in part.items()})
-    assert [repr(e) for e in again.explored.report()] == [repr(e) for e in said.explored.report()]
+    assert [repr(e) for e in again.measures.explored.report()] == [repr(e) for e in said.measures.explored.report()]

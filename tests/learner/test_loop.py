@@ -107,7 +107,7 @@ def test_the_plan_covers_every_offset_and_the_manifest_says_how_far() -> None:
     consumed = plan.consumed(bench.log.records)
     assert consumed.ranges == {("episodes", 0): [(0, 5)], ("episodes", 1): [(7, 8)]}
     assert not consumed.gaps
-    assert consumed.rows == bench.loop.trained_rows == bench.loop.figures.total
+    assert consumed.rows == bench.loop.trained_rows == bench.loop.measures.figures.total
     assert consumed.steps == bench.loop.step
     manifest = bench.announced[-1]
     assert manifest.offsets == (("episodes", 0, 5), ("episodes", 1, 8))
@@ -441,10 +441,10 @@ def test_auto_learns_as_if_off_until_it_is_on_without_a_trial_and_with_one_other
     text = AUTO.replace("auto_alarm_rate = 0.5", "auto_alarm_rate = 1e-9")
     settings = config.parse(text.replace("auto_alarm_rate", "auto_trial_share = 0.0\nauto_alarm_rate"))
     waiting, tuned = Bench(gaining(4), settings).run(), Bench(gaining(4), config.parse(AUTO.replace('"auto"', '"off"'))).run()
-    assert not waiting.loop.policy.scenarios[ids.of("even")].on
+    assert not waiting.loop.measures.policy.scenarios[ids.of("even")].on
     np.testing.assert_array_equal(waiting.loop.trainer.dense, tuned.loop.trainer.dense)
     on_trial = Bench(gaining(4), config.parse(text.replace("auto_alarm_rate", "auto_trial_share = 1.0\nauto_alarm_rate"))).run()
-    assert not on_trial.loop.policy.scenarios[ids.of("even")].on
+    assert not on_trial.loop.measures.policy.scenarios[ids.of("even")].on
     assert on_trial.loop.trainer.modes.granted == set()
     assert (on_trial.loop.trainer.dense != tuned.loop.trainer.dense).any()
 
@@ -481,7 +481,7 @@ def test_a_switch_to_auto_begins_with_nothing_and_one_away_from_it_ends_it() -> 
     bench.source.messages = [switch(1, "auto", "odd")]
     bench.run()
     assert bench.loop.trainer.modes.code(ids.of("odd")) == modes.OFF
-    assert list(bench.loop.policy.scenarios) == [ids.of("even")]
+    assert list(bench.loop.measures.policy.scenarios) == [ids.of("even")]
     assert bench.loop.trainer.modes.code(ids.of("even")) == modes.ON
 
 

@@ -73,14 +73,14 @@ def learned(settings: config.Config = SETTINGS, **planted: float) -> Loop:
 
 def test_users_who_differ_turn_adaptation_on_and_it_stays_on() -> None:
     loop = learned(user_spread=1.5, taste_spread=0.0)
-    state = loop.policy.scenarios[ids.of("home")]
+    state = loop.measures.policy.scenarios[ids.of("home")]
     assert (state.on, state.changes) == (True, 1)
     assert loop.trainer.modes.granted == {ids.of("home")}
 
 
 def test_users_who_do_not_differ_leave_it_off() -> None:
     loop = learned(user_spread=0.0, taste_spread=0.0)
-    state = loop.policy.scenarios[ids.of("home")]
+    state = loop.measures.policy.scenarios[ids.of("home")]
     assert (state.on, state.changes) == (False, 0)
     assert evidence.value(state.gain) < 0
     assert loop.trainer.modes.granted == set()
@@ -91,6 +91,6 @@ def test_what_gains_by_meta_training_alone_is_found_by_the_trial_which_harms_nob
     """Rates of 8 are far too high until they are learned, which only lists that meta-learn do."""
     meta = msgspec.structs.replace(SETTINGS.meta, algorithm="meta_sgd", inner_rate=8.0, auto_trial_share=share)
     loop = learned(msgspec.structs.replace(SETTINGS, meta=meta), user_spread=1.5, taste_spread=0.0)
-    assert loop.policy.scenarios[ids.of("home")].on == on
-    plain = next(q for q in loop.figures.report("cumulative") if q.variant == "unadapted")
+    assert loop.measures.policy.scenarios[ids.of("home")].on == on
+    plain = next(q for q in loop.measures.figures.report("cumulative") if q.variant == "unadapted")
     assert plain.logloss < 0.600, "what serving says while it is off"

@@ -139,7 +139,7 @@ def test_labels_and_weights_are_those_of_each_kind(packed: list[bytes]) -> None:
 
 
 def figure(loop: Loop, scenario: str, objective: str, variant: str = "adapted", window: str = "recent") -> Quality:
-    (one,) = [q for q in loop.figures.report(window) if q[:3] == (scenario, objective, variant)]
+    (one,) = [q for q in loop.measures.figures.report(window) if q[:3] == (scenario, objective, variant)]
     return one
 
 
@@ -183,5 +183,5 @@ def test_a_snapshot_scores_every_objective_by_its_kind_and_resumes(learned: tupl
     assert found.adapted[:, 5].argmax() == 1
     again = Loop(SETTINGS, rehearsal.MemorySource(), rehearsal.MemoryLog(), publishing.Publisher(
         rehearsal.MemoryWriter(), lambda _: None, SETTINGS.snapshot))  # fmt: skip
-    again.figures.load({name.removeprefix("figures/"): a for name, a in parts["training"].items() if name.startswith("figures/")})
-    assert msgspec.json.encode(again.figures.report()) == msgspec.json.encode(loop.figures.report())
+    again.measures.figures.load({name.removeprefix("figures/"): a for name, a in parts["training"].items() if name.startswith("figures/")})
+    assert msgspec.json.encode(again.measures.figures.report()) == msgspec.json.encode(loop.measures.figures.report())
