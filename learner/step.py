@@ -45,7 +45,7 @@ _AS_LABELLED: F64 = np.zeros(0, np.float64)
 
 class Scores(NamedTuple):
     """What the model said before it learned: predictions (R, outputs), the joint loss, why no step was made, or "", and lists
-    whose adaptation diverged, which have kept the shared tower.
+    whose adaptation diverged, which have kept the shared tower (or, only scored, are what serving says).
     """
 
     unadapted: F32
@@ -180,7 +180,8 @@ class Trainer:
     def score(self, batch: base.Batch) -> Scores:
         """Score as published, with averaged dense parameters, without any change of state.
 
-        Ids without a row of their own read their field's shared row.
+        Ids without a row of their own read their field's shared row. An adaptation that diverged is held or taken back as in
+        serving.
         """
         if not len(batch.ids):
             nothing = np.zeros((0, self.model.objectives), np.float32)
@@ -193,7 +194,8 @@ class Trainer:
             done = self.engine.run(work, train=False)
         finally:
             self.dense[:] = trained
-        return Scores(done.unadapted, done.adapted, done.loss, "")
+        adapted, diverged = limits.served(self.plan, done.unadapted, done.adapted, work.n_items, work.found.taken)
+        return Scores(done.unadapted, adapted, done.loss, "", diverged)
 
     def trunk(self, ids: base.U64, x: F32) -> base.MetaInput:
         """What the published trunk makes of rows of ids (n, F) and raw numbers (n, D), without any change of state."""

@@ -56,6 +56,19 @@ def far(plan: Plan, plain: F32, adapted: F32) -> Bools:
     return out
 
 
+def served(plan: Plan, plain: F32, adapted: F32, n_items: I64, taken: I64) -> tuple[F32, int]:
+    """What serving says of lists' rows (R, outputs) that were adapted on `taken` (L,) rows, and how many lists diverged.
+
+    A list with what is no number has the plain predictions, the others are held.
+    """
+    broken = lists(plan, plain, adapted, n_items, taken)
+    if not broken.any():
+        return adapted, 0
+    of = np.repeat(np.arange(len(n_items)), n_items)
+    nothing = np.bincount(of, ~np.isfinite(adapted).all(1), len(n_items)) > 0
+    return hold(plan, plain, np.where(nothing[of][:, None], plain, adapted)), int(broken.sum())
+
+
 def hold(plan: Plan, plain: F32, adapted: F32) -> F32:
     """Finite predictions (n, outputs) at most `MOST_MOVED` from the plain ones, in the same direction; rankings as they are."""
     if plan.plain:

@@ -327,6 +327,23 @@ def test_a_rate_without_measure_is_taken_back_by_learner_and_serving_and_counted
     assert np.isfinite(found.adapted).all()
 
 
+@pytest.mark.parametrize(("rate", "label"), [(300.0, 1.0), (0.3, np.nan)])
+@pytest.mark.parametrize("name", ["bias", "film", "fomaml"])
+def test_where_adaptation_diverges_scoring_says_what_serving_says(name: str, rate: float, label: float) -> None:
+    wild = step.Trainer(minibatches.settings(2, meta={"algorithm": name, "inner_rate": rate, "inner_steps": 2}), native=False)
+    wild.load(trained(name).arrays())
+    served, batch = scorer.Scorer(wild.settings, wild.arrays(), native=False), minibatches.minibatch(wild.settings, 50, support=9)
+    batch.s_label[:9] = label
+    said, at, diverged = wild.score(batch), np.cumsum(np.r_[0, batch.n_items]), 0
+    for i in range(len(batch.n_items)):
+        rows, known = slice(at[i], at[i + 1]), slice(9 * i, 9 * i + 9)
+        support = base.Support(batch.s_ids[known], batch.s_x[known], batch.s_label[known])
+        found = served.score(batch.ids[rows], batch.x[rows], int(batch.scenario[i]), support)
+        assert said.adapted[rows] == pytest.approx(found.adapted, abs=1e-4)
+        diverged += found.diverged
+    assert said.diverged == diverged > 0
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_support_of_one_class_moves_scores_towards_it(name: str, label: float) -> None:
