@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from learner import step
 from models import base, modes, supports
@@ -183,3 +184,26 @@ def test_a_support_row_that_comes_twice_counts_twice_on_every_path(inner_steps: 
     a, b = quick.step(batch, 100), reference.step(batch, 100)
     assert a.adapted == pytest.approx(b.adapted, abs=1e-5)
     assert quick.gradient.flat.tolist() == pytest.approx(reference.gradient.flat.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "film", "ridge"])
+def test_the_trunk_learns_nothing_from_support_rows_even_if_they_are_rows_of_the_minibatch(algorithm: str) -> None:
+    settings, batch = minibatches.settings(meta={"algorithm": algorithm, "inner_rate": 0.5}), known_in_the_minibatch()
+    learner = step.Trainer(settings, native=False, compiled=False)
+    for i in range(3):
+        learner.step(minibatches.minibatch(settings, i), i)
+    rows, at = len(batch.ids), learner.table.admit(batch.ids, 9)
+    inside = learner._work(batch, at, batch.x, learner._slots(batch.ids, admit=True))
+    assert (inside.found.at < rows).any()
+    beside = inside._replace(
+        **{name: np.concatenate([part[:rows], part[inside.found.at]]) for name, part in (
+            ("inputs", inside.inputs), ("slot", inside.slot), ("earned", inside.earned),
+        )},
+        found=inside.found._replace(at=rows + np.arange(len(inside.found.at))),
+    )  # fmt: skip
+    gradients = []
+    for work in (inside, beside):
+        learner.engine.run(work, train=True)
+        gradients.append(learner.gradient.flat.clone())
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
