@@ -4,13 +4,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from learner import step
 from state import config as configuration
 from state import disk_snapshots, ids, snapshots, spec
 from tests import minibatches
-from thousandfold import inspection
+from thousandfold import inspection, specs
 
 SPEC = """
 [model]
@@ -123,6 +124,18 @@ def test_the_split_gives_equal_scores_for_fewer_multiply_adds_the_more_candidate
     assert max(c.difference for c in found) < 1e-6
     assert found[2].unsplit == 100 * found[0].unsplit
     assert found[2].split / found[2].unsplit < found[1].split / found[1].unsplit < 0.5
+
+
+def test_the_page_tells_what_the_split_of_the_example_saves() -> None:
+    """With one thread compiled layers take the place of torch's, whose counter does not see them."""
+    text = (pathlib.Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = inspection.cost(configuration.load(specs.path(inspection.EXAMPLE)), 10)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"| 10 | {found.split:,} | {found.unsplit:,} | {1 - found.split / found.unsplit:.1%} |".replace("%", " %") in text
 
 
 def test_the_split_is_printed_for_the_candidates_that_were_asked_for(files: tuple[pathlib.Path, pathlib.Path]) -> None:
