@@ -224,14 +224,19 @@ class Deployment:
 
         return asyncio.run(run())
 
-    def put_support(self, user: str, rows: int, newest_ms: int, config: configuration.Config | None = None) -> None:
-        """Give a user `rows` support rows, one a second, the newest at `newest_ms`; `config` may be another spec's."""
+    def put_support(
+        self, user: str, rows: int, newest_ms: int, config: configuration.Config | None = None, label: float | None = None
+    ) -> None:
+        """Give a user `rows` support rows, one a second, the newest at `newest_ms`; `config` may be another spec's.
+
+        A third of the labels are 1, or all are `label`.
+        """
         layout = supports.layout(config or self.config)
         made = np.zeros(rows, layout.dtype)
         made["ts"] = newest_ms - 1000 * np.arange(rows)[::-1]
         made["request"] = made["item"] = np.arange(rows)
         made["ids"] = [[ids.of(user), ids.of(i), ids.of("s"), ids.of("g")][: made["ids"].shape[1]] for i in range(rows)]
-        made["label"][:, 0] = np.arange(rows) % 3 == 0
+        made["label"][:, 0] = np.arange(rows) % 3 == 0 if label is None else label
         made["x"] = np.arange(rows)[:, None]
         tasks = np.array([ids.of(user)], np.uint64)
         self.with_store(lambda store: store.put_supports(tasks, [supports.pack(layout, made)], 10**7))

@@ -62,6 +62,32 @@ def test_a_support_set_of_another_feature_spec_is_ignored_and_counted(deployment
     assert metric(deployment, 'thousandfold_plain_total{reason="foreign_support"}') >= 1
 
 
+def test_support_rows_of_the_future_are_refused_and_counted(deployment: Any) -> None:
+    before = metric(deployment, "thousandfold_future_support_rows_total")
+    deployment.put_support("gerd", 5, TS + 9000)
+    reply = deployment.score(body("gerd"))
+    assert (reply["mode"], reply["degraded"]) == ("plain", "no_support")
+    assert metric(deployment, "thousandfold_future_support_rows_total") == before + 5
+
+
+def test_a_support_set_that_leads_to_no_number_leaves_the_plain_tower_and_is_counted(deployment: Any) -> None:
+    before = metric(deployment, "thousandfold_diverged_adaptations_total")
+    deployment.put_support("hans", 5, TS - 1, label=float("nan"))
+    reply = deployment.score(body("hans"))
+    assert (reply["mode"], reply["degraded"]) == ("plain", "diverged")
+    assert reply["scores"]["click"] == deployment.score(body("nobody at all"))["scores"]["click"]
+    assert metric(deployment, "thousandfold_diverged_adaptations_total") == before + 1
+    assert metric(deployment, 'thousandfold_plain_total{reason="diverged"}') >= 1
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_support_of_one_class_is_adapted_to(deployment: Any, label: float) -> None:
+    user = f"ines {label}"
+    deployment.put_support(user, 5, TS - 1, label=label)
+    adapted, plain = (deployment.score(body(who))["scores"]["click"] for who in (user, "nobody at all"))
+    assert (sum(adapted) > sum(plain)) == bool(label)
+
+
 def test_what_the_streams_count_of_a_user_is_in_the_very_next_score(deployment: Any) -> None:
     before = deployment.score(body("emil"))
     for k in range(3):
