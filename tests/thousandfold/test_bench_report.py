@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import pathlib
@@ -5,6 +6,7 @@ import subprocess
 
 import msgspec
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from state import config as configuration
@@ -56,6 +58,16 @@ def test_a_report_makes_its_folder_and_one_that_cannot_be_written_is_refused(tmp
         with pytest.raises(configuration.Refused, match="name a file that can be written"):
             report.write(file, [])
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "r.json"]
+
+
+def test_a_narrow_terminal_breaks_the_names_of_figures_and_does_not_cut_them_off() -> None:
+    names = [f"adaptation/first_order/{steps}_steps/gradient" for steps in (1, 3)]
+    rows = [report.row(name, 1.0, "times vmap(grad)", target=5.0, command="c") for name in names]
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table(rows, "adaptation"))
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.split("│") for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(cells[1].strip() for cells in lines) == "".join(names)
 
 
 def test_another_file_is_no_report(tmp_path: pathlib.Path) -> None:

@@ -148,7 +148,9 @@ def table(rows: Iterable[Row], title: str) -> Table:
     """Figures with pass or miss, for the terminal."""
     shown = Table(title=title)
     for name in ("figure", "value", "± se", "unit", "target", "against", ""):
-        shown.add_column(name, justify="left" if name in {"figure", "unit", "against", ""} else "right")
+        left = name in {"figure", "unit", "against", ""}
+        # A figure's name is what it is found by in the report: on a narrow terminal it is broken, not cut off.
+        shown.add_column(name, justify="left" if left else "right", overflow="fold" if name == "figure" else "ellipsis")
     for r in rows:
         verdict = "" if r.passed is None else "[green]pass[/]" if r.passed else "[red]miss[/]"
         value = "–" if r.value is None else f"{r.value:,.4f}" if abs(r.value) < 100 else f"{r.value:,.0f}"
