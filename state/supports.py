@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from state import spec
-from state.config import Config, Objective
+from state.config import Config, Objective, Task
 from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
@@ -52,12 +52,14 @@ class Layout(NamedTuple):
 
 
 def layout(config: Config) -> Layout:
-    """The rows of a configuration. The fingerprint covers the feature spec and the objectives: both give the numbers meaning."""
+    """The rows of a configuration. The fingerprint covers what gives the numbers meaning, feature spec and objectives, and what a
+    task is.
+    """
     return shaped(config, spec.id_width(config.features), len(spec.number_names(config.features)))
 
 
 def shaped(config: Config, n_ids: int, numbers: int, also: Sequence[str | int] = ()) -> Layout:
-    """Rows of so many ids F and numbers D; `also` is what the fingerprint covers beside the feature spec and the objectives."""
+    """Rows of so many ids F and numbers D; `also` is what the fingerprint covers beside what `layout` says."""
     n_objectives = len(config.objectives)
     at = 8 * (IDS + n_ids)
     fields: dict[str, tuple[Any, int]] = {
@@ -73,7 +75,10 @@ def shaped(config: Config, n_ids: int, numbers: int, also: Sequence[str | int] =
     end = at + 4 + 4 * n_objectives + 4 * numbers
     formats, offsets = zip(*fields.values(), strict=True)
     dtype = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": end + -end % 8})
-    meaning = (spec.fingerprint(config.features, config.action_kinds), [meaning_of(o) for o in config.objectives], *also)
+    # Tasks of other keys may have the same hash: a user "7" and an item "7". Sets of the default key stay readable as they were.
+    tasks: tuple[str, ...] = () if config.task == Task() else ("task", *config.task.key)
+    objectives = [meaning_of(o) for o in config.objectives]
+    meaning = (spec.fingerprint(config.features, config.action_kinds), objectives, *tasks, *also)
     digest = hashlib.blake2b(msgspec.json.encode(meaning), digest_size=8).digest()
     return Layout(dtype, int.from_bytes(digest, "little"), config.support.size, round(config.support.max_age_s * 1000))
 

@@ -110,7 +110,7 @@ def test_candidates_of_several_tasks_are_each_adapted_to_their_own() -> None:
     config = configuration.parse(f'[task]\nkey = ["item"]\n{FEATURES}')
     made, scorer = scoring.Scoring(config), Remembering()
     begun = made.begin(asked(config), TS, 0.0)
-    held = {ids.of("i1"): packed([TS - 1]), ids.of("i3"): packed([TS - 2, TS - 1])}
+    held = {ids.of("i1"): packed([TS - 1], config), ids.of("i3"): packed([TS - 2, TS - 1], config)}
     outcome = made.finish(scorer, begun, None, [held.get(task) for task in begun.tasks.tolist()], 0.0)
     assert outcome.scores[:, 0].tolist() == [0, 1, 0, 2]
     assert outcome.support_rows == 3

@@ -155,6 +155,26 @@ def test_a_set_of_another_feature_spec_or_other_objectives_is_ignored_and_counte
     assert len(sets.rows(6)) == 1
 
 
+@pytest.mark.parametrize("key", [("item",), ("scenario", "user")])
+def test_a_set_of_another_kind_of_task_is_ignored_though_its_hash_may_be_the_same(key: tuple[str, ...]) -> None:
+    packed = supports.pack(SHAPE, rows_of([Put(5, 1, 2, 3, 1, 1.0)]))
+    other = msgspec.structs.replace(CONFIG, task=configuration.Task(key))
+    assert supports.unpack(supports.layout(other), packed) is None
+    sets = supports.Sets(other)
+    sets.fill(np.array([5], np.uint64), [packed])
+    assert (sets.foreign, len(sets.rows(5))) == (1, 0)
+
+
+def test_sets_of_the_default_task_key_stay_readable() -> None:
+    text = """[features]
+    categories = [
+      { name = "user", source = "user_id" },
+      { name = "item", source = "item_id" },
+      { name = "scenario", source = "scenario" },
+    ]"""
+    assert supports.layout(configuration.parse(text)).fingerprint == 0xE9E7F3A8D6278FA3
+
+
 def test_a_smaller_size_keeps_the_newest_of_what_the_store_held() -> None:
     puts = [Put(5, ts, 1, 1, 0, 0.0) for ts in range(4)]
     sets = supports.Sets(made(size=2))

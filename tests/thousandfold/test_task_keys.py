@@ -14,8 +14,8 @@ from serving import scoring
 from state import columns, config, features, ids, records, spec
 from thousandfold import pipeline, specs, warm
 
-KEYS = [("user",), ("scenario", "user"), ("item",), ("category",), ("category", "user")]
-"""`category` is declared of the item (`item.category`), as an ad group would be."""
+KEYS = [("user",), ("scenario", "user"), ("segment",), ("item",), ("category",), ("category", "user")]
+"""`category` is declared of the item (`item.category`), as an ad group would be, `segment` of the user, as a crowd is."""
 
 
 @pytest.fixture(scope="module")
