@@ -183,5 +183,7 @@ def test_a_snapshot_scores_every_objective_by_its_kind_and_resumes(learned: tupl
     assert found.adapted[:, 5].argmax() == 1
     again = Loop(SETTINGS, rehearsal.MemorySource(), rehearsal.MemoryLog(), publishing.Publisher(
         rehearsal.MemoryWriter(), lambda _: None, SETTINGS.snapshot))  # fmt: skip
-    again.measures.figures.load({name.removeprefix("figures/"): a for name, a in parts["training"].items() if name.startswith("figures/")})
+    again.measures.figures.load(
+        {name.removeprefix("figures/"): a for name, a in parts["training"].items() if name.startswith("figures/")}
+    )
     assert msgspec.json.encode(again.measures.figures.report()) == msgspec.json.encode(loop.measures.figures.report())
