@@ -691,6 +691,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
     assert "name a folder that can be written" in str(result.exception)
 
 
+def test_where_no_model_could_be_measured_the_command_fails_and_says_why(tmp_path: pathlib.Path) -> None:
+    result = invoke(tmp_path, "--models", "dupn", "--references", "", "--report", str(tmp_path / "r.json"))
+    assert result.exit_code == 1
+    assert "dupn reads categories of the user's last actions" in result.output
+    assert "no model could be measured under P" in result.output
+    assert any(r.id == "P/auc/fm32/click" for r in report.read(tmp_path / "r.json").rows)
+    assert invoke(tmp_path, "--models", "dupn,lr", "--references", "").exit_code == 0
+
+
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(configuration.Refused, match=r"pip install 'thousandfold\[bench\]'"):

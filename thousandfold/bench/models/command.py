@@ -132,7 +132,7 @@ def models(
 ) -> None:
     """Every model on one log, by scenario and objective, against each scenario's own network and the baselines."""
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    command, made, rows = report.command_line(), list[studies.Study](), list[report.Row]()
+    command, made, rows, unmeasured = report.command_line(), list[studies.Study](), list[report.Row](), list[str]()
     if bars_of:
         _collect(console, bars_of, report_file)
         return
@@ -167,6 +167,7 @@ def models(
         bench = zoo.Bench(planned, range(seeds), None if out is None else out / "passes", resume, progress)
         made.append(study(config, planned, entrants, bench, resamples, ablations, references))
         rows += studies.rows_of(made[-1], data, limit is None and not world_seed, command)
+        unmeasured += [] if {e.name for e in entrants} & set(made[-1].results) else [name]
     if choose_settings:
         return
     rows += [] if ablations else bars.missing(data, rows)
@@ -176,6 +177,9 @@ def models(
         console.print(f"written: {report_file}")
     if out is not None:
         console.print(f"written: {plots.write(out, f'Models on {data}', command, made, tables.verdicts(rows))}")
+    if unmeasured:
+        console.print(f"no model could be measured under {', '.join(unmeasured)}; above stands why")
+        raise typer.Exit(1)
 
 
 def _collect(console: Console, pairs: str, report_file: pathlib.Path | None) -> None:
