@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import areas, figures, logs, meta, protocol, quality, report
-from thousandfold.bench.meta import choice, command, gains, parts, study, tables
+from thousandfold.bench.meta import choice, command, gains, order, parts, study, tables
 from thousandfold.data import simulator
 
 SPEC = """
@@ -241,3 +241,27 @@ def test_both_sets_of_features_are_worked_examples_and_others_are_refused() -> N
     assert all(specs.path(command.example(name)).is_file() for name in command.FEATURES)
     with pytest.raises(configuration.ConfigError, match="there are rich, ids"):
         command.example("poor")
+
+
+def test_a_drawn_order_keeps_every_task_its_rows_and_no_figure_of_the_plain_model() -> None:
+    found, plain = inputs(), measured().runs["off"].adapted[0]
+    other, said = order.drawn(found, plain, 1)
+    task = np.repeat(found.task, np.diff(found.start))
+    for one in np.unique(task):
+        pairs = [sorted(zip(i.label[task == one, 0].tolist(), p[task == one].tolist(), strict=True)) for i, p in
+                 ((found, plain), (other, said))]  # fmt: skip
+        assert pairs[0] == pairs[1]
+    assert (other.label != found.label).any()
+    assert other.ids is found.ids
+
+
+def test_where_labels_are_drawn_by_task_following_the_mean_loses_within_small_tasks() -> None:
+    found, random = inputs(), np.random.default_rng(0)
+    label = (random.random(found.label.shape) < 0.5).astype(np.float32)
+    plain = [random.random(found.rows).astype(np.float32) for _ in range(2)]
+    losses = order.measure(found._replace(label=label), plain, 0.4, parts.parts(CONFIG, found))
+    assert list(losses) == ["", *(f"/size/{d}" for d in range(1, 11))]
+    assert np.mean([np.mean(losses[f"/size/{d}"][1]) for d in (1, 2, 3)]) < -0.01
+    rows = order.rows_of("ids", losses, "x")
+    assert (rows[0].id, rows[1].id) == ("drawn_order_gauc/ids/bias_tuning", "drawn_order_gauc/ids/bias_tuning/size/1")
+    assert [len(line) for line in order.table("ids", losses).rows] == [12, 12, 12]

@@ -1,7 +1,6 @@
 """The command: which log and features, which algorithms with which settings, and where the results go."""
 
 import functools
-import itertools
 import pathlib
 import sys
 from typing import Annotated, NamedTuple
@@ -14,7 +13,7 @@ from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import chosen as chosen_file
 from thousandfold.bench import grids, logs, pages, protocol, quality, report
-from thousandfold.bench.meta import choice, gains, planted, plots, study, tables
+from thousandfold.bench.meta import choice, gains, order, planted, plots, study, tables
 from thousandfold.bench.meta.parts import parts
 
 FEATURES = {"rich": "ml1m", "ids": "ml1m_ids"}
@@ -117,7 +116,7 @@ def meta(
     main = {*gains.MAIN, judged}
     seeds_of = {v: seeds if v in main else seeds_of_others or seeds for v in gains.VARIANTS}
     store = gains.Store(_passes(out), resume)
-    made, real_time = list[study.Study](), None
+    made, real_time, orders = list[study.Study](), None, dict[str, order.Losses]()
     for name, config in configs.items():
         inputs = source.prepare(config, source.read(config), progress.stage(f"{name}: features"))
         runs = gains.measure(config, inputs, variants, chosen.get(name, {}), seeds_of, progress, store)
@@ -125,8 +124,9 @@ def meta(
             runs = {gains.OFF: runs.pop(gains.OFF), gains.REAL_TIME: real_time, **runs}
         real_time = runs[gains.OFF]
         where = parts(config, inputs)
+        orders[name] = order.measure(inputs, runs[gains.OFF].adapted, gains.bias_rate(config, chosen.get(name, {})), where)
         made.append(study.Study(name, runs, where, study.tell(inputs, runs, where), judged or config.meta.algorithm))
-    _show(console, made, (data, limit) == ("ml1m", None), report_file, out)
+    _show(console, made, orders, (data, limit) == ("ml1m", None), report_file, out)
 
 
 def _passes(out: pathlib.Path | None) -> pathlib.Path | None:
@@ -152,12 +152,16 @@ def _planted(
 
 
 def _show(
-    console: Console, made: list[study.Study], whole: bool, report_file: pathlib.Path | None, out: pathlib.Path | None
-) -> None:
+    console: Console, made: list[study.Study], orders: dict[str, order.Losses], whole: bool,
+    report_file: pathlib.Path | None, out: pathlib.Path | None,
+) -> None:  # fmt: skip
     command = report.command_line()
     bars = [row for one in made if whole for row in study.judge(one, command)]
     rows = [*bars, *(row for one in made for row in study.rows_of(one, command))]
-    shown = [grid for one in made for grid in itertools.chain([tables.overall(one)], tables.by_part(one))]
+    rows += [row for name, found in orders.items() for row in order.rows_of(name, found, command)]
+    shown = list[grids.Grid]()
+    for one in made:
+        shown += [tables.overall(one), *tables.by_part(one), order.table(one.features, orders[one.features])]
     if bars:
         shown = [tables.verdicts(bars), *shown]
     drawn = {name: body for one in made for name, body in plots.pictures(one).items()} if out is not None else {}

@@ -74,6 +74,11 @@ def check(config: configuration.Config, variants: Sequence[str], chosen: Mapping
         configured(config, variant, chosen)
 
 
+def bias_rate(config: configuration.Config, chosen: Mapping[str, Settings]) -> float:
+    """The rate of bias tuning that was chosen, or else the configured one."""
+    return float(chosen.get(BIAS_TUNING, {}).get("rate", config.quality.bias_tuning_rate))
+
+
 def measure(
     config: configuration.Config, inputs: protocol.Inputs, variants: Sequence[str], chosen: Mapping[str, Settings],
     seeds: Mapping[str, int], progress: quality.Progress, store: Store = NOWHERE,
@@ -89,8 +94,7 @@ def measure(
         seconds = float(np.mean([p["seconds"] for p in passes]))
         found[variant] = Run([p["adapted"] for p in passes], [p["unadapted"] for p in passes], seconds)
     began, plain = time.monotonic(), found[OFF].adapted
-    rate = chosen.get(BIAS_TUNING, {}).get("rate", config.quality.bias_tuning_rate)
-    tuned = [baselines.bias_tuning(inputs, 0, p, rate) for p in plain]
+    tuned = [baselines.bias_tuning(inputs, 0, p, bias_rate(config, chosen)) for p in plain]
     seconds = found[OFF].seconds + (time.monotonic() - began) / len(plain)
     return {OFF: found.pop(OFF), BIAS_TUNING: Run(tuned, plain, seconds), **found}
 
