@@ -255,6 +255,17 @@ def test_a_drawn_order_keeps_every_task_its_rows_and_no_figure_of_the_plain_mode
     assert other.ids is found.ids
 
 
+def test_rows_that_changed_places_keep_their_task_ids_and_labels() -> None:
+    found = inputs()
+    other = order.moved(found, 1)
+    task = np.repeat(found.task, np.diff(found.start))
+    rows = [sorted(zip(task, i.item, map(tuple, i.ids), i.label[:, 0], strict=True)) for i in (found, other)]
+    assert rows[0] == rows[1]
+    assert (other.item != found.item).mean() > 0.5
+    assert other.ts is found.ts
+    assert order.moved(found, 1).item.tolist() == other.item.tolist()
+
+
 def test_where_labels_are_drawn_by_task_following_the_mean_loses_within_small_tasks() -> None:
     found, random = inputs(), np.random.default_rng(0)
     label = (random.random(found.label.shape) < 0.5).astype(np.float32)

@@ -84,6 +84,7 @@ def meta(
     report_file: Annotated[pathlib.Path | None, typer.Option("--report", help="write the figures as JSON")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="folder for tables, plots, the page and finished passes")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="take finished passes from --out, if settings and data agree")] = False,
+    drawn_order: Annotated[bool, typer.Option("--drawn-order", help="each task's rows in a drawn order, learned anew")] = False,
 ) -> None:
     """AUC and GAUC that adaptation gains, for every algorithm, by support, size of the task and scenario, against baselines."""
     # A file or a pipe has no width of its own, and rich would cut the numbers off.
@@ -119,6 +120,7 @@ def meta(
     made, real_time, orders = list[study.Study](), None, dict[str, order.Losses]()
     for name, config in configs.items():
         inputs = source.prepare(config, source.read(config), progress.stage(f"{name}: features"))
+        inputs = order.moved(inputs, 0) if drawn_order else inputs
         runs = gains.measure(config, inputs, variants, chosen.get(name, {}), seeds_of, progress, store)
         if name == "ids" and real_time is not None:
             runs = {gains.OFF: runs.pop(gains.OFF), gains.REAL_TIME: real_time, **runs}
@@ -126,7 +128,7 @@ def meta(
         where = parts(config, inputs)
         orders[name] = order.measure(inputs, runs[gains.OFF].adapted, gains.bias_rate(config, chosen.get(name, {})), where)
         made.append(study.Study(name, runs, where, study.tell(inputs, runs, where), judged or config.meta.algorithm))
-    _show(console, made, orders, (data, limit) == ("ml1m", None), report_file, out)
+    _show(console, made, orders, (data, limit, drawn_order) == ("ml1m", None, False), report_file, out)
 
 
 def _passes(out: pathlib.Path | None) -> pathlib.Path | None:

@@ -28,6 +28,18 @@ def drawn(inputs: protocol.Inputs, plain: F32, seed: int) -> tuple[protocol.Inpu
     return inputs._replace(label=label), said
 
 
+def moved(inputs: protocol.Inputs, seed: int) -> protocol.Inputs:
+    """Each task's rows in another order, with items, ids, numbers and labels, for models that learn anew; places keep their time.
+
+    Numbers of counters stay what they were when the row was shown, so only inputs without them are free of the order.
+    """
+    task = np.repeat(inputs.task, np.diff(inputs.start))
+    to = np.argsort(task, kind="stable")
+    of = np.empty_like(to)
+    of[to] = np.lexsort((np.random.default_rng(seed).random(inputs.rows), task))
+    return inputs._replace(item=inputs.item[of], ids=inputs.ids[of], x=inputs.x[of], label=inputs.label[of])
+
+
 def measure(inputs: protocol.Inputs, plain: Sequence[F32], rate: float, where: parts.Parts) -> Losses:
     """On all rows that count, and by size of the task; `plain` are predictions (R,) without adaptation, one a seed."""
     every = {"": where.whole, **where.decile}
