@@ -213,7 +213,7 @@ class Written:
         with torch.inference_mode():
             meta, saved = self.trunk.forward(entering(work))
             done, slopes = self.end.apart(lists(work), meta, train)
-            return done if slopes is None else done._replace(inputs=self.trunk.backward(saved, slopes).numpy())
+            return done if slopes is None else done._replace(inputs=self.trunk.backward(saved, slopes))
 
 
 def compiled(model: base.Model, settings: config.Config, flat: torch.Tensor, gradient: base.Gradient) -> Engine:

@@ -4,26 +4,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models import base, pages, side_by_side, towers
-from models.matrices import Workspace, column_sums, product, turned, workspace
-from models.native_tower import enter
-from models.side_by_side import BLOCK
+from models import base, pages, towers
+from models.matrices import workspace
 from state import config
-from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
-
-
-@kernel
-def _tower_back(hidden: F32, weight: F32, dz: F32, dweight: F32, dbias: F32, dhidden: F32) -> None:
-    """Fill the gradients of weight and bias, add that of `hidden`, a block of rows at a time."""
-    space = Workspace(np.empty(weight.size + 64, np.float32), np.zeros(1, np.int64))
-    back = turned(weight, space)
-    column_sums(dz, dbias)
-    for start in range(0, len(dz), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(dz)))
-        product(hidden[rows].T, dz[rows], dweight, start > 0)
-        product(dz[rows], back, dhidden[rows], True)
 
 
 class Compiled:
@@ -47,41 +32,15 @@ class Compiled:
             torch.autograd.backward([end for end, _ in ends], [torch.from_numpy(slope) for _, slope in ends])
         return done
 
-    def apart(self, lists: towers.Lists, meta: base.MetaInput, train: bool) -> tuple[base.Pass, base.MetaInput | None]:
+    def apart(self, lists: towers.Lists, meta: towers.Meta, train: bool) -> tuple[base.Pass, towers.Meta | None]:
         """Score query rows and, behind them, support rows, outside autograd.
 
-        When training, fill the tower's gradient and return that of the query rows' meta inputs, shaped as they are, which are
-        valid until the next call.
+        When training, fill the output layer's gradient and return that of the query rows' meta inputs, valid until the next
+        call; that of hidden inputs lacks what goes through the hidden layer.
         """
         self._arena.begin()
-        native = side_by_side.usable(meta.hidden)
-        entered = self._shifted(meta) if native else self._enter(meta)
-        done, slopes = self._learn(lists, towers.Meta(*(part.contiguous().numpy() for part in entered)), train)
-        if not train:
-            return done, None
-        dhidden, dz, dgate, doffset = (torch.from_numpy(part) for part in slopes[: len(entered)])
-        weight, dweight, dbias = self.fast["tower.weight"], *(self.gradient.views[f"tower.{name}"] for name in ("weight", "bias"))
-        if native:
-            own = (entered[0][: len(dz)], weight.detach(), dz, dweight, dbias, dhidden)
-            _tower_back(*(part.numpy() for part in own))
-        else:
-            torch.mm(entered[0][: len(dz)].t(), dz, out=dweight)
-            torch.sum(dz, 0, out=dbias)
-            dhidden.addmm_(dz, weight.t())
-        rows, objectives = lists.label.shape
-        ends = (part.view(rows, objectives, part.shape[1]) for part in (dhidden, dgate, dz))
-        hidden, gate, shift = ends
-        return done, base.MetaInput(hidden, gate, doffset.view(rows, objectives), shift)
-
-    def _shifted(self, meta: base.MetaInput) -> tuple[torch.Tensor, ...]:
-        """`_enter` by native kernels."""
-        rows, objectives, inputs = meta.hidden.shape
-        hidden, weight = meta.hidden.reshape(rows * objectives, inputs), self.fast["tower.weight"].detach()
-        width = weight.shape[1]
-        z = torch.from_numpy(self._arena.take(rows * objectives, width))
-        shift = meta.shift.reshape(rows * objectives, -1)
-        enter(*(part.numpy() for part in (hidden, weight, self.fast["tower.bias"].detach(), shift, z)))
-        return hidden, z, meta.gate.expand(-1, -1, width).reshape(rows * objectives, width), meta.offset.reshape(-1, 1)
+        done, slopes = self._learn(lists, meta, train)
+        return done, towers.Meta(slopes.hidden, slopes.z, slopes.gate, slopes.offset) if train else None
 
     def _learn(self, lists: towers.Lists, every: towers.Meta, train: bool) -> tuple[base.Pass, towers.Slopes]:
         """Score; when training, fill the output layer's gradient and the returned ones, of the query's virtual rows."""

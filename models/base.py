@@ -197,13 +197,16 @@ class NativeTrunk(Protocol):
 
 
 class Written(Protocol):
-    """A trunk and its gradient without autograd, over views of parameters and gradients that it was built with."""
+    """A trunk and the tower's hidden layer with their gradient, without autograd, over the views that it was built with."""
 
-    def forward(self, inputs: Inputs) -> tuple[MetaInput, Any]:
-        """Meta inputs of n rows, as `Model.trunk`, and what `backward` needs of them."""
+    def forward(self, inputs: Inputs) -> tuple[towers.Meta, Any]:
+        """Meta inputs of n rows' virtual rows, the hidden layer entered, and what `backward` needs of them."""
 
-    def backward(self, saved: Any, slopes: MetaInput) -> torch.Tensor:
-        """Fill the trunk's gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
+    def backward(self, saved: Any, slopes: towers.Meta) -> F32:
+        """Fill the gradient from that of the first R rows' meta inputs, overwritten; returns that (R, row) of their inputs.
+
+        What `slopes.hidden` has is beside what comes through the hidden layer.
+        """
 
 
 class Model(Protocol):

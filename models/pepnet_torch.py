@@ -1,15 +1,20 @@
-"""PEPNet's trunk and its gradient in torch's operations, without autograd: few calls, over query and support rows together.
+"""PEPNet's trunk and the tower's hidden layer with their gradient in torch's operations, without autograd.
 
-At small minibatches a step costs calls, not arithmetic; autograd makes one for each operation and again for its gradient. The
-reference is `models.pepnet` under autograd; the tests hold the two together. Covers what `models.pepnet_native` covers.
+Few calls, over query and support rows together: at small minibatches a step costs calls, not arithmetic; autograd makes one for
+each operation and again for its gradient. The reference is `models.pepnet` under autograd; the tests hold the two together.
+Covers what `models.pepnet_native` covers.
 """
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from models import base, wide
+from models import base, towers, wide
 from state import config
+
+F32 = npt.NDArray[np.float32]
 
 _rectify_back = torch.ops.aten.threshold_backward.default
 _sigmoid_back = torch.ops.aten.sigmoid_backward.default
@@ -34,7 +39,9 @@ class Saved(NamedTuple):
     active: list[torch.Tensor]
     """Hidden layers before their gates; the first (1, n, width) is read by all objectives."""
     hidden: list[torch.Tensor]
-    """Hidden layers behind their gates (O, n, width); the last enters the tower."""
+    """Hidden layers behind their gates (O, n, width)."""
+    entering: torch.Tensor
+    """The last of them, virtual rows (n x O, H1) of the tower."""
 
 
 class Trunk:
@@ -54,8 +61,8 @@ class Trunk:
         self.entered = at
         self.beside, self.dbeside = ([views[n] for n in wide.NAMES if n in views] for views in (self.own, self.slope))
 
-    def forward(self, inputs: base.Inputs) -> tuple[base.MetaInput, Saved]:
-        """Meta inputs of n rows, and what `backward` needs."""
+    def forward(self, inputs: base.Inputs) -> tuple[towers.Meta, Saved]:
+        """Meta inputs of n rows' virtual rows, and what `backward` needs."""
         g, own, x, gamma = self.geometry, self.own, inputs.x, self.model.gamma
         n, embedded = len(x), g.embedded
         seen = self._affine("epnet.in", x[:, : g.dense]).relu_()
@@ -74,14 +81,18 @@ class Trunk:
             layer = torch.addmm(own[f"hidden{i}.bias"], hidden[-1].view(g.objectives * n, -1), own[f"hidden{i}.weight"])
             active.append(layer.relu_().view(g.objectives, n, -1))
             hidden.append(active[-1] * gates[i])
-        entering, last = (part[-1].transpose(0, 1) for part in (hidden, gates))
-        meta = base.MetaInput(entering, last, wide.added(self.beside, x, self.wide), x.new_zeros(n, g.objectives, 1))
-        return meta, Saved(x, seen, share, gate, entry, within, shares, gates, active, hidden)
+        entering, last = (part[-1].transpose(0, 1).reshape(n * g.objectives, -1) for part in (hidden, gates))
+        offset = wide.added(self.beside, x, self.wide).view(-1, 1)
+        meta = towers.Meta(*(part.numpy() for part in (entering, self._affine("tower", entering), last, offset)))
+        return meta, Saved(x, seen, share, gate, entry, within, shares, gates, active, hidden, entering)
 
-    def backward(self, saved: Saved, slopes: base.MetaInput) -> torch.Tensor:
-        """Fill the trunk's gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
-        g, rows = self.geometry, len(slopes.offset)
-        dfirst, dwithin = self._layers_back(saved, slopes, rows)
+    def backward(self, saved: Saved, slopes: towers.Meta) -> F32:
+        """Fill the gradient from that of the first R rows' meta inputs; returns the gradient (R, row) of their inputs."""
+        g, rows = self.geometry, len(slopes.offset) // self.geometry.objectives
+        dentering, dz, dlast, doffset = (torch.from_numpy(part) for part in slopes)
+        self._weight_back("tower", saved.entering[: len(dz)], dz)
+        dentering.addmm_(dz, self.own["tower.weight"].t())
+        dfirst, dwithin = self._layers_back(saved, *(part.view(rows, g.objectives, -1) for part in (dentering, dlast)))
         entry, gate, x = saved.entry[:rows], saved.gate[:rows], saved.x[:rows]
         self._weight_back("hidden0", entry[:, : g.dense], dfirst)
         self._weight_back("ppnet.in", entry, dwithin)
@@ -100,8 +111,8 @@ class Trunk:
             dpersonal = dwithin @ self.own["ppnet.in.weight"][g.dense :].t()
             for at, span in self.personal:
                 dx[:, span] += dpersonal[:, at.start - g.dense : at.stop - g.dense]
-        wide.add_back(self.beside, x, self.wide, slopes.offset, self.dbeside, dx)
-        return dx
+        wide.add_back(self.beside, x, self.wide, doffset.view(rows, -1), self.dbeside, dx)
+        return dx.numpy()
 
     def _affine(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.own[f"{name}.bias"], x, self.own[f"{name}.weight"])
@@ -134,12 +145,15 @@ class Trunk:
             at += own.numel()
         return shares, gates
 
-    def _layers_back(self, saved: Saved, slopes: base.MetaInput, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _layers_back(
+        self, saved: Saved, dentering: torch.Tensor, dlast: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """From the tower down: gradients of the first hidden layer (R, width) and of all gates' hidden layers (R, L x O x G)."""
+        rows = len(dlast)
         layers, dwithin = len(self.model.hidden), torch.empty_like(saved.within[:rows])
         parts, dparts = self._parts(saved.within[:rows]), self._parts(dwithin)
-        self._gates_back(layers - 1, saved, slopes.gate.transpose(0, 1), parts, dparts)
-        dhidden = slopes.hidden.transpose(0, 1)
+        self._gates_back(layers - 1, saved, dlast.transpose(0, 1), parts, dparts)
+        dhidden = dentering.transpose(0, 1)
         for i in range(layers - 2, -1, -1):
             active, gate = saved.active[i][:, :rows], saved.gates[i][:, :rows]
             self._gates_back(i, saved, dhidden * active, parts, dparts)

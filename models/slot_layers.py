@@ -91,6 +91,14 @@ def backward(
 
 
 @kernel
+def joined(shared: F32, own: F32, earned: float, out: F32) -> None:
+    """`out` = shared weights and what a slot has of its own, as far as it is earned, as one; all contiguous."""
+    one, other, both, by = shared.reshape(-1), own.reshape(-1), out.reshape(-1), np.float32(earned)
+    for i in range(len(both)):
+        both[i] = one[i] + by * other[i]
+
+
+@kernel
 def add_own(own: F32, slot: I64, earned: F32, out: F32) -> None:
     """Add to each row of `out` (n, m) what its slot has of `own` (slots, m), as far as it is earned."""
     for i in range(len(out)):

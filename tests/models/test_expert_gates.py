@@ -13,7 +13,7 @@ def test_shares_of_experts_and_their_gradients_are_those_of_torch(rows: int) -> 
     x, weight, bias, own, own_bias, slope = (torch.randn(*shape, generator=generator) for shape in shapes)
     # Nobody is in slot 2, and slot 1 has more rows than a block.
     slot = torch.tensor([0, 1, 1, 3])[torch.arange(rows) % 4]
-    earned = torch.rand(rows, generator=generator)
+    earned = torch.rand(4, generator=generator)[slot]
     named = [t.clone().requires_grad_() for t in (x, weight, bias, own, own_bias)]
     change = torch.bmm(named[0].unsqueeze(1), named[3][slot]).squeeze(1) + named[4][slot]
     logits = named[0] @ named[1] + named[2] + earned.unsqueeze(1) * change
@@ -25,7 +25,7 @@ def test_shares_of_experts_and_their_gradients_are_those_of_torch(rows: int) -> 
     dx = np.ones((rows, inputs), np.float32)
     fills = [np.full(t.shape, np.nan, np.float32) for t in (weight, bias, own, own_bias)]
     given = [t.numpy() for t in (x, weight, own, slot, earned)]
-    expert_gates.backward(*[*given, found, slope.numpy(), dx, *fills])
+    expert_gates.backward(*[*given, found, slope.numpy().copy(), dx, *fills])
     for own_gradient, reference in zip((dx - 1, *fills), named, strict=True):
         assert reference.grad is not None
         np.testing.assert_allclose(own_gradient, reference.grad.numpy(), atol=1e-4, rtol=1e-4)

@@ -139,3 +139,21 @@ def test_runs_are_alike_if_every_bit_is(words: int) -> None:
         other = one.copy()
         other.view(np.uint32)[i] ^= 1
         assert not _alike(one, other)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "columns"), [(1, 1, 1), (9, 5, 8), (30, 17, 21), (50, 64, 64), (33, 21, 107), (4, 0, 7)]
+)
+def test_products_at_and_over_listed_rows_are_those_of_the_rows_taken_out(rows: int, inputs: int, columns: int) -> None:
+    rng = np.random.default_rng(rows)
+    a, b, more, start = (
+        rng.standard_normal(s, np.float32) for s in ((rows + 3, inputs), (inputs, columns), (rows + 3, columns), columns)
+    )
+    listed, c, summed = rng.permutation(rows + 3)[:rows], more.copy(), np.full((inputs, columns), np.nan, np.float32)
+    matrices.product_at(listed, start.ctypes.data, 0, a, b, c)
+    wanted = more.copy()
+    wanted[listed] = start + a[listed] @ b
+    np.testing.assert_allclose(c, wanted, atol=1e-4)
+    matrices.product_over(listed, a, more, summed, False)
+    matrices.product_over(listed, a, more, summed, True)
+    np.testing.assert_allclose(summed, 2 * a[listed].T @ more[listed], atol=1e-4)

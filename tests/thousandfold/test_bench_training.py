@@ -34,12 +34,14 @@ def test_multiply_adds_of_pepnet_are_those_that_torch_counts_where_no_gradient_i
     assert fma.pepnet(settings) + seen + personal - output == products(free, 8) / 8
 
 
-def test_multiply_adds_of_mmoe_are_those_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multiply_adds_of_mmoe_are_those_that_torch_counts_without_what_scenarios_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.side_by_side.usable", lambda *_: False)
     monkeypatch.setattr("models.parts.NARROW", 0)
     settings = training.settings("mmoe", SMALL)
-    output = 3 * settings.model.hidden[-1] * 2
-    assert fma.mmoe(settings) - output == products(settings, 12) / 12
+    g, model = base.geometry(settings), settings.model
+    output = 3 * model.hidden[-1] * g.objectives
+    owned = 3 * g.objectives * (g.dense * model.experts + model.expert_hidden[-1] * model.hidden[-1])
+    assert fma.mmoe(settings) + owned - output == products(settings, 12) / 12
 
 
 def test_the_peak_is_positive_and_native_loops_return_a_finite_number() -> None:

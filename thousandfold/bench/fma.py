@@ -104,13 +104,16 @@ def pepnet(settings: config.Config) -> int:
 
 
 def mmoe(settings: config.Config) -> int:
-    """The same for MMoE: experts, and for each objective a gate, a mixture and a tower, shared and the scenario's own."""
+    """The same for MMoE: experts, and for each objective a gate, a mixture and a tower.
+
+    What a scenario changes of gates and towers is added to the shared weights before rows are read, so that it costs no product.
+    """
     g, model = base.geometry(settings), settings.model
     sizes = (g.dense, *(model.expert_hidden or model.hidden[:-1] or model.hidden))
     experts = model.experts * sum(a * b for a, b in itertools.pairwise(sizes))
-    gates = 2 * g.dense * g.objectives * model.experts
+    gates = g.dense * g.objectives * model.experts
     mixture = g.objectives * model.experts * sizes[-1]
-    towers = (2 if model.own_towers else 1) * g.objectives * sizes[-1] * model.hidden[-1]
+    towers = g.objectives * sizes[-1] * model.hidden[-1]
     # Numbers are no parameters: their columns of the first layers need no gradient.
-    numbers = len(g.numbers) * (model.experts * sizes[1] + 2 * g.objectives * model.experts)
+    numbers = len(g.numbers) * (model.experts * sizes[1] + g.objectives * model.experts)
     return 3 * (experts + gates + mixture + towers + g.objectives * model.hidden[-1]) - numbers
