@@ -1,8 +1,9 @@
 """DUPN (Ni et al. 2018): a network that reads the user's last actions in order, weighs them for this candidate, and feeds towers.
 
 Section 3 of the paper. A property-gated LSTM reads the actions from the oldest to the newest: what an action was done to is its
-input; how it was done (kind, age, scenario) enters the forget, input and output gates only, which have no peepholes here. The
-states are pooled by attention that reads the candidate's and the user's own embeddings, so what counts is what matters here.
+input, of several values (tags) their mean; how it was done (kind, age, scenario) enters the forget, input and output gates only,
+which have no peepholes here. The states are pooled by attention that reads the candidate's and the user's own embeddings, so what
+counts is what matters here.
 
 What depends on the user alone (the LSTM, its part of the attention and of the first layer) is computed once for all neighbouring
 rows of the same user at the same moment, as a list's candidates are; the rest once per candidate. Places are newest first, as in
@@ -47,8 +48,11 @@ class DUPN(parts.Network):
         self.objectives = self.geometry.objectives
         declared = spec.sequences(settings.features)
         self.length = _length(declared)
-        self.items = [i for i, c in enumerate(declared) if spec.behaviour(c) not in PROPERTIES]
-        self.properties = [i for i, c in enumerate(declared) if spec.behaviour(c) in PROPERTIES]
+        told = list(dict.fromkeys(map(spec.behaviour, declared)))
+        self.items = [i for i, what in enumerate(told) if what not in PROPERTIES]
+        self.properties = [i for i, what in enumerate(told) if what in PROPERTIES]
+        of = torch.tensor([told.index(spec.behaviour(c)) for c in declared], dtype=torch.int64)
+        self.pool = torch.nn.functional.one_hot(of, len(told)).T.float() if len(told) < len(declared) else None
         if not self.items:
             raise config.ConfigError('features.categories: dupn needs what was acted on: declare one with source "recent.item"')
         self.width, self.attention = settings.model.sequence_hidden, settings.model.attention_hidden
@@ -108,12 +112,14 @@ class DUPN(parts.Network):
     def item_side(self, parameters: base.Parameters, side: Side, of: torch.Tensor, inputs: base.Inputs) -> base.MetaInput:
         """Meta inputs of n rows; row i is a candidate of user `of[i]` of `side`."""
         weights = self._attention(parameters, side, of, inputs.x)
-        pooled = torch.bmm(weights.unsqueeze(1), side.states[of]).squeeze(1)
+        pooled = torch.bmm(weights.unsqueeze(1), parts.looked_up(side.states, of)).squeeze(1)
         entry = torch.cat([pooled, inputs.x[:, self.of_item]], 1)
         if len(self.layers) == 1:
-            hidden = torch.cat([entry, side.layer[of]], 1)
+            hidden = torch.cat([entry, parts.looked_up(side.layer, of)], 1)
         else:
-            hidden = torch.relu(torch.addmm(side.layer[of], entry, parameters["hidden0.weight"][: entry.shape[1]]))
+            hidden = torch.relu(
+                torch.addmm(parts.looked_up(side.layer, of), entry, parameters["hidden0.weight"][: entry.shape[1]])
+            )
             for i in range(1, len(self.layers) - 1):
                 hidden = torch.relu(parts.linear(parameters, f"hidden{i}", hidden))
         return self.head.meta(parameters, hidden.unsqueeze(1).expand(-1, self.objectives, -1), inputs)
@@ -137,11 +143,16 @@ class DUPN(parts.Network):
         """The LSTM's states (m, P, H) and whether there is an action (m, P)."""
         g, rows = self.geometry, len(x)
         at = g.dense + g.places * g.width
-        present = (x[:, at : at + g.places].reshape(rows, -1, self.length) > 0).any(1)
+        marks = x[:, at : at + g.places].reshape(rows, -1, self.length)
+        present = (marks > 0).any(1)
         done = present.any(0).nonzero()
         places = int(done[-1]) + 1 if len(done) else 0
         present = present[:, :places]
         each = x[:, g.dense : at].reshape(rows, -1, self.length, g.width)[:, :, :places]
+        if self.pool is not None:
+            pool, values = self.pool.to(x.dtype), (marks[:, :, :places] > 0).to(x.dtype)
+            total = torch.einsum("ts,nspw->ntpw", pool, each * values.unsqueeze(3))
+            each = total / torch.einsum("ts,nsp->ntp", pool, values).clamp(min=1).unsqueeze(3)
         item = each[:, self.items].transpose(1, 2).flatten(2)
         both = torch.cat([item, each[:, self.properties].transpose(1, 2).flatten(2)], 2)
         gates = both @ parameters["lstm.gates.weight"] + parameters["lstm.gates.bias"]
@@ -160,7 +171,7 @@ class DUPN(parts.Network):
     def _attention(self, parameters: base.Parameters, side: Side, of: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What each place weighs (n, P)."""
         query = x[:, self.query] @ parameters["attention.query.weight"]
-        energy = (torch.tanh(side.keys[of] + query.unsqueeze(1)) @ parameters["attention.out.weight"]).squeeze(2)
+        energy = (torch.tanh(parts.looked_up(side.keys, of) + query.unsqueeze(1)) @ parameters["attention.out.weight"]).squeeze(2)
         present = side.present[of]
         # The least float, not minus infinity: the softmax of a row without actions stays a number, and is then nothing.
         energy = energy.masked_fill(~present, torch.finfo(energy.dtype).min)

@@ -89,14 +89,14 @@ class Hamur(parts.Network):
             x = torch.sigmoid(x) if part == "widen" else x
             x = _product(parameters, f"{name}.{part}.left", x, slot, earned)
             x = torch.bmm(x.unsqueeze(1), instance).squeeze(1) / self.rank**0.5
-            own = parts.of_slot(parameters[f"own.{name}.{part}.right.bias"], slot)
+            own = parts.looked_up(parameters[f"own.{name}.{part}.right.bias"], slot)
             bias = parameters[f"{name}.{part}.right.bias"] + earned * own
             x = _product(parameters, f"{name}.{part}.right", x, slot, earned) + bias
-        scale = parameters[f"{name}.scale"] * (1 + earned * parts.of_slot(parameters[f"own.{name}.scale"], slot))
+        scale = parameters[f"{name}.scale"] * (1 + earned * parts.looked_up(parameters[f"own.{name}.scale"], slot))
         return (
             functional.layer_norm(x, (width,)) * scale
             + parameters[f"{name}.shift"]
-            + earned * parts.of_slot(parameters[f"own.{name}.shift"], slot)
+            + earned * parts.looked_up(parameters[f"own.{name}.shift"], slot)
         )
 
 

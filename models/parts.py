@@ -86,15 +86,15 @@ def slot_layer(
     """Rows (n, inputs) to `earned` (x W + b), by their slots' weights (slots, inputs, outputs) and biases (slots, outputs)."""
     if native.usable(x, weight):
         return slot_layers.layer(x, weight, bias, slot, earned)
-    return earned.unsqueeze(1) * (by_slot(x, weight, slot) + of_slot(bias, slot))
+    return earned.unsqueeze(1) * (by_slot(x, weight, slot) + looked_up(bias, slot))
 
 
-def of_slot(own: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """Each row's part (n, ...) of own parameters (slots, ...).
+def looked_up(whole: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Rows (n, ...) of what several of them may share (m, ...), such as parameters of slots.
 
-    As a lookup, whose gradient adds rows in one order: that of `own[slot]` adds them as its threads come.
+    As a lookup, whose gradient adds rows in one order: that of `whole[at]` adds them as its threads come.
     """
-    return embedding(slot, own.flatten(1)).view(len(slot), *own.shape[1:])
+    return embedding(at, whole.flatten(1)).view(len(at), *whole.shape[1:])
 
 
 def by_slot(x: torch.Tensor, weight: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:

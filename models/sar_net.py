@@ -56,7 +56,7 @@ class SarNet(parts.Network):
         earned, slot = inputs.earned.unsqueeze(1), inputs.slot
         attended = self._attention(parameters, inputs).unsqueeze(2) * inputs.x[:, : g.embedded].view(rows, -1, g.width)
         x = torch.cat([attended.view(rows, -1), inputs.x[:, g.embedded : g.dense]], 1)
-        scale, shift = (parts.of_slot(parameters[f"own.transform.{name}"], slot) for name in ("scale", "shift"))
+        scale, shift = (parts.looked_up(parameters[f"own.transform.{name}"], slot) for name in ("scale", "shift"))
         x = x * (1 + earned * scale) + earned * shift
         mixed = torch.einsum("noe,enh->noh", self._gate(parameters, inputs), self._experts(parameters, x, inputs))
         return self.head.meta(parameters, mixed, inputs)

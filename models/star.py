@@ -66,8 +66,8 @@ class Star(parts.Network):
 
     def _normalised(self, parameters: base.Parameters, inputs: base.Inputs) -> torch.Tensor:
         earned, slot = inputs.earned.unsqueeze(1), inputs.slot
-        scale = parameters["norm.scale"] * (1 + earned * parts.of_slot(parameters["own.norm.scale"], slot))
-        shift = parameters["norm.shift"] + earned * parts.of_slot(parameters["own.norm.shift"], slot)
+        scale = parameters["norm.scale"] * (1 + earned * parts.looked_up(parameters["own.norm.scale"], slot))
+        shift = parameters["norm.shift"] + earned * parts.looked_up(parameters["own.norm.shift"], slot)
         return inputs.x[:, : self.geometry.dense] * scale + shift
 
     def _layers(self, parameters: base.Parameters, inputs: base.Inputs) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -77,5 +77,5 @@ class TRS(parts.Network):
         """Shares (n, O, shared experts + 1), which sum to one."""
         logits = experts.gate(parameters, "gate", inputs.x[:, : self.geometry.dense], inputs)
         shares = torch.softmax(experts.odds(logits.view(-1, self.objectives, self.shared + 1), 1, inputs), -1)
-        opened = 1 + inputs.earned.view(-1, 1, 1) * parts.of_slot(parameters["own.open"], inputs.slot).unsqueeze(-1)
+        opened = 1 + inputs.earned.view(-1, 1, 1) * parts.looked_up(parameters["own.open"], inputs.slot).unsqueeze(-1)
         return torch.cat([opened * shares[..., :-1], 1 - opened * (1 - shares[..., -1:])], -1)

@@ -321,7 +321,7 @@ def _behaviour(sequences: tuple[spec.Category, ...], columns: dict[str, spec.IdC
     def rows() -> Iterator[tuple[int, ...]]:
         for c in sequences:
             code = _BEHAVIOUR.get(spec.behaviour(c), OF_COLUMN)
-            kept = of_ring.index(columns[spec.behaviour(c)].start) if code == OF_COLUMN else len(of_ring)
+            kept = of_ring.index(columns[spec.behaviour(c)].start + c.nth - 1) if code == OF_COLUMN else len(of_ring)
             yield code, columns[c.name].start, c.max_values, kept
 
     return np.array(list(rows()), np.int64).reshape(-1, 4)

@@ -51,6 +51,14 @@ class Category(Section, frozen=True):
     share: Annotated[
         str, Meta(description="an earlier category whose embeddings this one uses: an id has one row in both; empty: its own")
     ] = ""
+    nth: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MAX_CATEGORY_VALUES,
+            description='of "recent.X" with X multi-valued (tags): which of its values; one category each',
+        ),
+    ] = 1
 
 
 class Number(Section, frozen=True):
@@ -164,8 +172,9 @@ def fingerprint(features: Features, action_kinds: tuple[str, ...]) -> str:
     """Hash of everything that changes the meaning of a packed sample, or of what a model learned from it (hex, 16 digits)."""
     plain = msgspec.to_builtins(features)
     for category in plain["categories"]:
-        if not category["share"]:
-            del category["share"]
+        for name, default in (("share", ""), ("nth", 1)):
+            if category[name] == default:
+                del category[name]
     return hashlib.blake2b(msgspec.json.encode((plain, action_kinds)), digest_size=8).hexdigest()
 
 
@@ -235,10 +244,13 @@ def _source_problem(features: Features) -> str:
 def _category_problem(category: Category, before: tuple[Category, ...], every: tuple[Category, ...]) -> str:
     """What is wrong with one category beside its source's form, in words, or an empty string."""
     what = behaviour(category)
-    single = {c.name for c in every if c.source.startswith("item.") and c.max_values == 1}
-    allowed = ["item", "kind", "age", "scenario", *sorted(single - {"kind", "age"})]
+    of_item = {c.name: c.max_values for c in every if c.source.startswith("item.")}
+    allowed = ["item", "kind", "age", "scenario", *sorted(of_item.keys() - {"kind", "age"})]
     if what and what not in allowed:
-        return f'"recent.{what}" is not kept of an action; allowed: {", ".join(allowed)} (single-valued categories of the item)'
+        return f'"recent.{what}" is not kept of an action; allowed: {", ".join(allowed)} (categories of the item)'
+    values = 1 if what in {"item", "kind", "age", "scenario"} else of_item.get(what, 1)
+    if category.nth > values:
+        return f'nth {category.nth} is beyond the values of "{category.source}"; allowed: up to {values}'
     if not what and category.max_values > MAX_CATEGORY_VALUES:
         return f"max_values {category.max_values} is for last actions only; allowed: up to {MAX_CATEGORY_VALUES}"
     owners = [c.name for c in before if not c.share]

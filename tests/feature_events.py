@@ -33,6 +33,8 @@ categories = [
   {{ name = "last_ages", source = "recent.age", max_values = 2 }},
   {{ name = "last_scenarios", source = "recent.scenario", max_values = 2 }},
   {{ name = "last_genres", source = "recent.genre", max_values = 3, share = "genre" }},
+  {{ name = "last_tags", source = "recent.tags", max_values = 3, share = "tags" }},
+  {{ name = "last_second_tags", source = "recent.tags", max_values = 3, share = "tags", nth = 2 }},
 ]
 numbers = [
   {{ name = "price", source = "item.price", transform = "log1p" }},

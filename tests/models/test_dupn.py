@@ -26,6 +26,17 @@ def place(declared: config.Config, sequence: str, newest: int) -> int:
     return {c.name: c.start for c in spec.id_columns(declared.features)}[sequence] + newest
 
 
+def with_tags() -> config.Config:
+    """The same, and the second and third genre of every item that was acted on."""
+    found = settings()
+    tags = tuple(
+        spec.Category(name=f"last_tags_{nth}", source="recent.genres", max_values=4, share="genres", nth=nth) for nth in (2, 3)
+    )
+    return msgspec.structs.replace(
+        found, features=msgspec.structs.replace(found.features, categories=(*found.features.categories, *tags))
+    )
+
+
 class Case:
     """A model of random parameters and one gathered batch of its own."""
 
@@ -249,3 +260,19 @@ def test_a_spec_without_usable_sequences_is_refused_with_what_is_missing(keep: t
     features = msgspec.structs.replace(declared.features, categories=changed)
     with pytest.raises(config.ConfigError, match=words):
         registry.build(msgspec.structs.replace(declared, features=features))
+
+
+def test_several_values_of_an_action_enter_as_their_mean_in_any_order() -> None:
+    case = Case(with_tags())
+    second, third = (place(case.settings, f"last_tags_{nth}", 0) for nth in (2, 3))
+    both = whole(case)[:8]
+    for at in (second, third):
+        both[:, at : at + 4] = ids.PAD
+    both[:, second], both[:, third] = 7, 8
+    one, twice, turned = both.copy(), both.copy(), both.copy()
+    one[:, third] = ids.PAD
+    twice[:, third] = 7
+    turned[:, second], turned[:, third] = 8, 7
+    assert torch.equal(case.logits(turned), case.logits(both))
+    assert torch.equal(case.logits(twice), case.logits(one))
+    assert not torch.allclose(case.logits(both), case.logits(one), atol=1e-4)

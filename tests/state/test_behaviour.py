@@ -52,6 +52,7 @@ def expected(history: list[raw.Event]) -> dict[str, list[list[int]]]:
     done: dict[str, list[dict[str, Any]]] = defaultdict(list)
     shown: dict[str, list[dict[str, Any]]] = defaultdict(list)
     genres: dict[str, Any] = {}
+    tags: dict[str, list[str]] = {}
     out: dict[str, list[list[int]]] = {c.name: [] for c in SEQUENCES}
     for kind, value in history:
         event = msgspec.json.decode(value) if kind == "list" else msgspec.msgpack.decode(value)
@@ -62,6 +63,7 @@ def expected(history: list[raw.Event]) -> dict[str, list[list[int]]]:
             shown[user].append(event)
             for item in event["items"]:
                 genres[item["item_id"]] = item["features"]["genre"] or ""
+                tags[item["item_id"]] = item["features"]["tags"] or []
             newest = done[user][::-1]
             values = {
                 "last_items": [ids.PAD if a["item_id"] is None else ids.of(a["item_id"]) for a in newest],
@@ -69,12 +71,15 @@ def expected(history: list[raw.Event]) -> dict[str, list[list[int]]]:
                 "last_ages": [ids.of(math.floor(math.log2((event["ts_ms"] - a["ts_ms"]) // 1000 + 1))) for a in newest],
                 "last_scenarios": [ids.of(a["scenario"]) if a["scenario"] else ids.PAD for a in newest],
                 "last_genres": [ids.PAD if a["genre"] is None else ids.of(a["genre"]) for a in newest],
+                "last_tags": [ids.of(a["tags"][0]) if a["tags"] else ids.PAD for a in newest],
+                "last_second_tags": [ids.of(a["tags"][1]) if len(a["tags"]) > 1 else ids.PAD for a in newest],
             }
             for c in SEQUENCES:
                 out[c.name] += [(values[c.name] + [ids.PAD] * c.max_values)[: c.max_values]] * len(event["items"])
         elif all(any(a[k] != event[k] for k in ("item_id", "ts_ms", "action")) for a in done[user][-25:]):
             known = [one["scenario"] for one in shown[user][-users.REQUESTS :] if one["request_id"] == event["request_id"]]
-            done[user].append({**event, "scenario": known[-1] if known else None, "genre": genres.get(event["item_id"])})
+            of_item = {"genre": genres.get(event["item_id"]), "tags": tags.get(event["item_id"], [])}
+            done[user].append({**event, **of_item, "scenario": known[-1] if known else None})
     return out
 
 
@@ -140,7 +145,7 @@ def test_as_many_actions_are_kept_as_the_longest_sequence_asks_for_and_an_older_
     ask = ("list", raw.impression("new", raw.NOW + 90_000))
     shown, actions, order = raw.columns(engine, [*history, ask], records.decoder(long))
     x = engine.run(shown, actions, order)
-    genres = shown.ids[-1, COLUMNS["last_genres"].start :].tolist()
+    genres = shown.ids[-1, COLUMNS["last_genres"].start :][:100].tolist()
     assert genres == [ids.of(raw.GENRES[f"i{(104 - k) % 4}"] or "") for k in range(100)]
     assert shown.ids[-1, COLUMNS["last_items"].start :][:3].tolist() == [ids.of(f"i{(104 - k) % 4}") for k in range(3)]
     short = features.Engine(CONFIG, 64, mode="local")

@@ -10,8 +10,8 @@ RATE = Statistic(name="item_rate", key=("item",), kind="rate")
 CLICK = ("click",)
 
 
-def sequence(source: str, share: str = "") -> Category:
-    return Category(name="lately", source=source, max_values=5, share=share)
+def sequence(source: str, share: str = "", nth: int = 1) -> Category:
+    return Category(name="lately", source=source, max_values=5, share=share, nth=nth)
 
 
 def features(**groups: object) -> Features:
@@ -43,9 +43,11 @@ def test_the_fingerprint_changes_with_everything_that_changes_a_sample() -> None
         (features(), CLICK),
         (features(categories=(ITEM, sequence("recent.item"))), CLICK),
         (features(categories=(ITEM, sequence("recent.item", "item"))), CLICK),
+        (features(categories=(GENRES, sequence("recent.genres"))), CLICK),
+        (features(categories=(GENRES, sequence("recent.genres", nth=2))), CLICK),
     ]
     seen = {spec.fingerprint(*each) for each in [(base, CLICK), *others]}
-    assert len(seen) == 7
+    assert len(seen) == 9
     assert spec.fingerprint(features(statistics=(RATE,)), CLICK) == spec.fingerprint(base, CLICK)
 
 
@@ -68,7 +70,13 @@ def test_the_fingerprint_of_a_known_spec_never_changes() -> None:
         ({"recent": (Recent(name="r", match="brand"),)}, 'match "brand" is unknown; allowed: any, item, genres'),
         ({"recent": (Recent(name="r", action="buy"),)}, 'action "buy" is unknown; allowed: any, click'),
         ({"places": (Place(name="p", of="price"),)}, '"price" is no number or statistic'),
-        ({"categories": (ITEM, sequence("recent.genres"))}, '"recent.genres" is not kept of an action; allowed: item, kind, age'),
+        ({"categories": (ITEM, sequence("recent.brand"))}, '"recent.brand" is not kept of an action; allowed: item, kind, age'),
+        (
+            {"categories": (ITEM, GENRES, sequence("recent.genres", nth=7))},
+            'nth 7 is beyond the values of "recent.genres"; allowed: up to 6',
+        ),
+        ({"categories": (ITEM, sequence("recent.item", nth=2))}, 'nth 2 is beyond the values of "recent.item"; allowed: up to 1'),
+        ({"categories": (msgspec.structs.replace(ITEM, nth=2),)}, 'nth 2 is beyond the values of "item_id"; allowed: up to 1'),
         (
             {"categories": (Category(name="many", source="item.x", max_values=33),)},
             "33 is for last actions only; allowed: up to 32",
