@@ -32,6 +32,8 @@ STARTS: dict[str, dict[str, Any]] = {
     "near_zero": {"embedding.init_scale": 0.01},
     "generated": {"embedding.cold": "meta"},
 }
+"""`init_scale` is of every new row, users' too. `generated` has the configured one, .01 unless told, as `near_zero`: these two
+differ in the items' rows alone."""
 RATES = (0.003, 0.01, 0.03)
 """Of the generator; what `--choose` tries."""
 UNITS = {"auc": "AUC", "logloss": "nats"}
