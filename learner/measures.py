@@ -1,7 +1,7 @@
 """What the learner makes of its own scores: live figures, the baseline beside them, drift, and whether adaptation pays.
 
-All of it sees rows after they were scored and before they were trained on, in the order of the stream, and is part of the state
-that a snapshot keeps.
+It reads scores that were made before their rows were trained on, in the order of the stream. But for the drift detectors it is
+part of the state that a snapshot keeps.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,12 +70,12 @@ class Measures:
             found = self.baseline.update(users, c["ids"], c["x"], label, weight, stops=stops)
             scores[VARIANTS.index("river")][:, self._outputs] = found
             spent("baseline")
-        losses = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
+        loss = self.figures.update(c["scenario"], c["user"], c["n_items"], scores, c["label"], c["weight"], lists.scenarios)
         self._judge(lists, scores, in_force)
         names = list(map(self.figures.name_of, c["scenario"].tolist()))
         if episodes.PROPENSITY in c:
             self.explored.update(names, c["n_items"], scores, c["label"], c["weight"], c[episodes.PROPENSITY])
-        changed = self._drift.update(names, losses.tolist())
+        changed = self._drift.update(names, loss.tolist())
         spent("measure")
         return changed
 

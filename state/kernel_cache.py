@@ -45,15 +45,16 @@ def _reached(defined: object) -> Iterator[tuple[str, object]]:
     yield from getattr(defined, "__annotations__", {}).items()
     if not isinstance(defined, types.FunctionType):
         return
-    names, held = sorted(set(_names(defined.__code__))), defined.__globals__
     yield from zip(defined.__code__.co_freevars, (cell.cell_contents for cell in defined.__closure__ or ()), strict=True)
-    for name in names:
-        value = held.get(name)
-        if isinstance(value, types.ModuleType):
-            if value.__name__.partition(".")[0] not in _FOREIGN:
-                yield from ((inner, vars(value)[inner]) for inner in names if inner in vars(value))
-        elif name in held:
-            yield name, value
+    names, spaces, seen = sorted(set(_names(defined.__code__))), [defined.__globals__], set[str]()
+    while spaces:
+        space = spaces.pop()
+        for name, value in ((name, space[name]) for name in names if name in space):
+            if not isinstance(value, types.ModuleType):
+                yield name, value
+            elif value.__name__ not in seen and value.__name__.partition(".")[0] not in _FOREIGN:
+                seen.add(value.__name__)
+                spaces.append(vars(value))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
