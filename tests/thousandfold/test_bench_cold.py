@@ -64,6 +64,10 @@ def rows() -> cold_states.Rows:
     return cold_states.read(CONFIG, ratings())
 
 
+def draw(seed: int) -> list[cold_study.Part]:
+    return [cold_study.Part(rows(), judged, lists) for judged, lists in cold_states.parts(cold_states.outer(rows(), seed))]
+
+
 @given(st.integers(0, 50))
 @settings(max_examples=15, deadline=None)
 def test_quadrants_keep_users_and_movies_apart_and_ask_the_last_ten(seed: int) -> None:
@@ -83,14 +87,33 @@ def test_quadrants_keep_users_and_movies_apart_and_ask_the_last_ten(seed: int) -
 
 @given(st.integers(0, 50))
 @settings(max_examples=15, deadline=None)
-def test_settings_are_chosen_on_nothing_that_is_asked_or_of_a_new_user_or_movie(seed: int) -> None:
+def test_nothing_is_learned_that_is_asked_there_or_of_a_new_user_or_movie(seed: int) -> None:
     found, states = rows(), cold_states.outer(rows(), seed)
-    known = set(cold_states.known(states).tolist())
-    asked = {int(r) for tasks in states.values() for task in tasks for r in task.query}
-    new = {int(r) for name in states if name != "old/old" for task in states[name] for r in task.support}
-    assert not known & (asked | new)
-    inside = cold_states.inner(found, states, seed)
-    assert {int(r) for tasks in inside.values() for task in tasks for r in np.concatenate(task)} <= known
+    new = {int(r) for name in states if name != "old/old" for task in states[name] for r in np.concatenate(task)}
+    judged = dict[str, cold_states.Tasks]()
+    for part, lists in cold_states.parts(states):
+        known = set(cold_states.known(lists).tolist())
+        asked = {int(r) for tasks in part.values() for task in tasks for r in task.query}
+        assert not known & (asked | new)
+        judged |= part
+        for one, task in zip(lists, states["old/old"], strict=True):
+            every = np.concatenate(task)
+            assert one.tolist() == (task.support if "old/old" in part else every).tolist()
+    assert judged == states
+    inside, (_, supports) = cold_states.inner(found, states, seed), cold_states.parts(states)[0]
+    kept = set(cold_states.known(supports).tolist())
+    assert {int(r) for tasks in inside.values() for task in tasks for r in np.concatenate(task)} <= kept
+
+
+def test_what_old_users_were_asked_teaches_the_other_quadrants_only() -> None:
+    states = cold_states.outer(rows(), 0)
+    asked = np.concatenate([task.query for task in states["old/old"]])
+    other = rows()._replace(rating=rows().rating.copy())
+    other.rating[asked] = 6 - other.rating[asked]
+    for (judged, lists), name in zip(cold_states.parts(states), ("old/old", "new/old"), strict=True):
+        same, turned = (cold_study.Part(r, {name: judged[name]}, lists) for r in (rows(), other))
+        before, after = cold_study.centre(same), cold_study.centre(turned)
+        assert (before == after) == (name == "old/old")
 
 
 def test_a_batch_hides_the_movie_of_the_tasks_that_are_named() -> None:
@@ -143,7 +166,7 @@ def test_a_movie_never_counts_towards_its_own_makers(movie: int, left: float) ->
 
 
 def test_the_expectation_fills_the_column_that_the_features_name() -> None:
-    known = cold_states.known(cold_states.outer(rows(), 0))
+    known = draw(0)[0].lists[0]
     filled = cold_makers.filled(CONFIG, rows(), known, ratings(), said())
     assert (rows().x[:, 1] == 0).all()
     expected = cold_makers.expected(rows(), known, ratings(), said())
@@ -182,19 +205,17 @@ def test_ndcg_is_the_mean_over_random_orders_of_tied_rows(drawn: list[tuple[int,
 
 
 def test_biases_without_shrinkage_fit_and_with_all_of_it_are_the_mean() -> None:
-    states = cold_states.outer(rows(), 1)
-    flat = cold_study.biases(rows(), states, 1e12, 1e12)["old/old"]
-    mean = np.full((len(states["old/old"]), 10), cold_study.centre(rows(), states))
-    assert flat["mae"] == pytest.approx(cold_states.judge(rows(), states["old/old"], mean)["mae"], abs=1e-6)
-    free = cold_study.biases(rows(), states, 1.0, 1.0)
-    assert all(free[name]["mae"] < cold_study.user_mean(rows(), states)[name]["mae"] for name in ("old/old", "new/old"))
+    for part, name in zip(draw(1), ("old/old", "new/old"), strict=True):
+        flat, tasks = cold_study.biases(part, 1e12, 1e12)[name], part.states[name]
+        mean = np.full((len(tasks), 10), cold_study.centre(part))
+        assert flat["mae"] == pytest.approx(cold_states.judge(rows(), tasks, mean)["mae"], abs=1e-6)
+        assert cold_study.biases(part, 1.0, 1.0)[name]["mae"] < cold_study.user_mean(part)[name]["mae"]
 
 
 def test_adaptation_learns_what_users_differ_in_and_the_judged_variant_carries_the_targets() -> None:
     chosen = {"ridge": cold_study.Settings({"meta.inner_rate": 0.1}, epochs=6, worth=1.0)}
     names = ("user_mean", "ridge", "fine_tune")
-    states = [cold_states.outer(rows(), seed) for seed in (0, 1)]
-    runs = [cold_study.measure(CONFIG, rows(), s, names, chosen, seed, lambda _: None) for seed, s in enumerate(states)]
+    runs = [cold_study.measure(CONFIG, draw(seed), names, chosen, seed, lambda _: None) for seed in (0, 1)]
     assert list(runs[0]) == ["user_mean", "no_adaptation", "fine_tune", "ridge"]
     for quadrant in cold_states.QUADRANTS:
         assert runs[0]["ridge"][quadrant]["mae"] < runs[0]["no_adaptation"][quadrant]["mae"]
@@ -208,6 +229,9 @@ def test_adaptation_learns_what_users_differ_in_and_the_judged_variant_carries_t
     )
     assert told["cold/mae/new/new/ridge"].stderr is not None
     assert told["cold/interval/mae/old/old/ridge"].value < told["cold/mae/old/old/ridge"].value  # type: ignore[operator]
+    best = [max(figures["new/new"]["ndcg1"] for figures in run.values()) for run in runs]
+    assert told["cold/best/ndcg1/new/new"].value == pytest.approx(np.mean(best))
+    assert told["cold/best/mae/new/old"].value <= told["cold/mae/new/old/ridge"].value  # type: ignore[operator]
 
 
 def test_the_command_chooses_writes_measures_and_reports(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,11 +268,11 @@ def test_a_title_tells_a_sequel_and_a_foreign_movie(title: str, found: str) -> N
 
 
 def test_settings_are_chosen_by_the_mean_over_the_draws() -> None:
-    one, two = ((rows(), {"old/old": cold_states.outer(rows(), seed)["old/old"]}) for seed in (0, 1))
-    worth = [cold_states.worth(cold_study.biases(*draw, 5.0, 5.0)) for draw in (one, two)]
+    draws = [draw(0)[:1], draw(1)[:1]]
+    worth = [cold_states.worth(cold_study.biases(part, 5.0, 5.0)) for (part,) in draws]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cold_study, "PRIORS", (5.0,))
-        chosen = cold_study.choose(CONFIG, [one, two], ["biases"], lambda _: None)
+        chosen = cold_study.choose(CONFIG, draws, ["biases"], lambda _: None)
     assert worth[0] != worth[1]
     assert chosen["biases"].worth == pytest.approx(np.mean(worth))
 

@@ -65,7 +65,10 @@ def _of(runs: Runs, variant: str, quadrant: str, figure: str) -> list[float]:
 
 
 def rows_of(runs: Runs, best: str) -> list[report.Row]:
-    """The report. `best` must beat the cells of new movies, and be within two standard errors of those of old ones."""
+    """The report. `best` must beat the cells of new movies, and be within two standard errors of those of old ones.
+
+    A cell is the best of several methods, so beside them stands, without a bar, the best variant of each draw.
+    """
     rows = []
     for variant, quadrant, figure in itertools.product(runs[0], cold_states.QUADRANTS, cold_states.FIGURES):
         better: report.Better = "lower" if figure == "mae" else "higher"
@@ -82,6 +85,10 @@ def rows_of(runs: Runs, best: str) -> list[report.Row]:
         if variant != best and best:
             over = [a - b for a, b in zip(_of(runs, best, quadrant, figure), values, strict=True)]
             rows.append(report.row(f"cold/over/{name}", over, f"{unit}, {best} less {variant}", better=better))
+    for quadrant, figure in TARGETS:
+        better, best_of, unit = ("lower", min, "stars") if figure == "mae" else ("higher", max, "nDCG")
+        values = [best_of(told[quadrant][figure] for told in run.values()) for run in runs]
+        rows.append(report.row(f"cold/best/{figure}/{quadrant}", values, f"{unit}, best variant of each draw", better=better))
     return rows
 
 
@@ -113,9 +120,12 @@ def command(
     ratings = ml1m.load(say=console.print)
     found, told = cold_states.read(config, ratings), _makers(config, ratings, console)
 
+    def rows_for(lists: cold_states.Lists) -> cold_states.Rows:
+        known = cold_states.known(lists)
+        return found if told is None else cold_makers.filled(config, found, known, ratings, told)
+
     def draw(states: cold_states.States) -> cold_study.Draw:
-        known = cold_states.known(states)
-        return (found if told is None else cold_makers.filled(config, found, known, ratings, told)), states
+        return [cold_study.Part(rows_for(lists), judged, lists) for judged, lists in cold_states.parts(states)]
 
     if choose:
         outer = cold_states.outer(found, 0)
@@ -127,7 +137,7 @@ def command(
         return
     chosen = read(settings or specs.path("ml1m_cold_settings")) if settings or spec is None else {}
     draws = [draw(cold_states.outer(found, seed)) for seed in range(seeds)]
-    runs = [cold_study.measure(config, *own, names, chosen, seed, console.print) for seed, own in enumerate(draws)]
+    runs = [cold_study.measure(config, own, names, chosen, seed, console.print) for seed, own in enumerate(draws)]
     for shown in tables(runs):
         console.print(shown)
     rows = rows_of(runs, judged(chosen, names))

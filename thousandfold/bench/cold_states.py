@@ -1,9 +1,10 @@
 """MeLU's cold-start protocol (Lee et al., KDD 2019) on MovieLens-1M: old and new users by old and new movies.
 
 Four of five users, drawn by a seed, and the movies up to 1997 are old. In each of the four quadrants a user with 13 to 100
-ratings is a task: the last ten are asked, the others are its support. Models learn from the supports of old users on old movies,
-and from nothing else. Time leaks: the split ignores it, so a model has learned from ratings that others gave after those it is
-asked for; figures compare with those of this protocol and say nothing about a system that runs (docs/cold_start.md).
+ratings is a task: the last ten are asked, the others are its support. Models learn from the tasks of old users on old movies,
+what is asked in them included as in MeLU's code, and from nothing else; those tasks themselves are judged by a model that
+learned from their supports alone. Time leaks: the split ignores it, so a model has learned from ratings that others gave after
+those it is asked for; figures compare with those of this protocol and say nothing about a system that runs (docs/cold_start.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ class Task(NamedTuple):
 
 Tasks = list[Task]
 States = dict[str, Tasks]
+Lists = list[I64]
+"""Rows of a user each, in order of time, that may be learned from."""
 
 
 def read(config: configuration.Config, ratings: ml1m.Ratings) -> Rows:
@@ -91,13 +94,30 @@ def outer(rows: Rows, seed: int) -> States:
 
 
 def inner(rows: Rows, states: States, seed: int) -> States:
-    """The same protocol inside what may be learned from, to choose settings; movies up to 1994 are its old ones."""
-    return _split(rows, known(states), seed, INNER_LAST_OLD_YEAR)
+    """The same protocol inside the supports of old users on old movies, to choose settings; its old movies end in 1994."""
+    return _split(rows, known(_supports(states)), seed, INNER_LAST_OLD_YEAR)
 
 
-def known(states: States) -> I64:
-    """The rows that may be learned from, in order of time."""
-    return np.sort(np.concatenate([task.support for task in states["old/old"]]))
+def parts(states: States) -> list[tuple[States, Lists]]:
+    """The quadrants in two parts, each with what may be learned from for it.
+
+    MeLU's outer loss is of the queries of old users on old movies (`global_update` of its authors' code), so supports and queries
+    teach what is asked of a new user or movie. Those queries are themselves a quadrant, which only the supports may teach.
+    """
+    others = {name: tasks for name, tasks in states.items() if name != "old/old"}
+    return [
+        ({"old/old": states["old/old"]}, _supports(states)),
+        (others, [np.concatenate(task) for task in states["old/old"]]),
+    ]
+
+
+def known(lists: Lists) -> I64:
+    """All rows of the lists, in order of time."""
+    return np.sort(np.concatenate(lists))
+
+
+def _supports(states: States) -> Lists:
+    return [task.support for task in states["old/old"]]
 
 
 def _split(rows: Rows, kept: I64, seed: int, last_old_year: int) -> States:

@@ -5,8 +5,8 @@ is known and what is asked. In a share of the lists the movie's id is hidden (af
 that the network also learns to say something of movies that nobody has rated.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,8 +19,6 @@ from thousandfold.bench import cold_states
 
 I64 = npt.NDArray[np.int64]
 Say = Callable[[str], None]
-Draw = tuple[cold_states.Rows, cold_states.States]
-"""What `cold_makers` fills in depends on what may be learned from, so every draw of quadrants has rows of its own."""
 Told = dict[str, dict[str, float]]
 """Figures by quadrant and figure."""
 USER_MEAN, BIASES, NONE, FINE_TUNE, MELU = "user_mean", "biases", "no_adaptation", "fine_tune", "melu"
@@ -55,6 +53,21 @@ HIDDEN, MELU_EPOCHS = 0.5, 20
 USERS = 32
 
 
+class Part(NamedTuple):
+    """Quadrants that are judged together (`cold_states.parts`), and what may be learned from for them.
+
+    What `cold_makers` fills in depends on that too, so every part has rows of its own.
+    """
+
+    rows: cold_states.Rows
+    states: cold_states.States
+    lists: cold_states.Lists
+
+
+Draw = Sequence[Part]
+"""All quadrants of one draw of old users."""
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Of one variant: settings of the configuration by `section.key`, passes over the training part, prior rows of biases."""
 
@@ -82,55 +95,54 @@ def configured(config: configuration.Config, changes: Mapping[str, Any]) -> conf
         raise configuration.ConfigError(f"settings {dict(changes)}: {error}") from error
 
 
-def centre(rows: cold_states.Rows, states: cold_states.States) -> float:
-    """The mean rating of the training part."""
-    return float(rows.rating[cold_states.known(states)].mean())
+def centre(part: Part) -> float:
+    """The mean rating of what may be learned from."""
+    return float(part.rows.rating[cold_states.known(part.lists)].mean())
 
 
-def user_mean(rows: cold_states.Rows, states: cold_states.States) -> Told:
+def user_mean(part: Part) -> Told:
     """The mean of the user's support for every movie."""
+    rows = part.rows
     return {
         name: cold_states.judge(rows, tasks, np.repeat([[rows.rating[t.support].mean()] for t in tasks], cold_states.ASKED, 1))
-        for name, tasks in states.items()
+        for name, tasks in part.states.items()
     }  # fmt: skip
 
 
-def biases(rows: cold_states.Rows, states: cold_states.States, user_prior: float, item_prior: float) -> Told:
+def biases(part: Part, user_prior: float, item_prior: float) -> Told:
     """Mean + user bias + movie bias, each shrunk as by so many ratings of zero; users' biases from their supports."""
-    kept, mean = cold_states.known(states), centre(rows, states)
+    rows, kept, mean = part.rows, cold_states.known(part.lists), centre(part)
     users, items = int(rows.user.max()) + 1, int(rows.item.max()) + 1
     user, item, residual = rows.user[kept], rows.item[kept], rows.rating[kept] - mean
     _, of_item = cold_states.biases(user, item, residual, (users, items), user_prior, item_prior)
     told = {}
-    for name, tasks in states.items():
+    for name, tasks in part.states.items():
         left = [rows.rating[t.support] - mean - of_item[rows.item[t.support]] for t in tasks]
-        own = [part.sum() / (len(part) + user_prior) for part in left]
+        own = [residuals.sum() / (len(residuals) + user_prior) for residuals in left]
         score = [mean + bias + of_item[rows.item[t.query]] for bias, t in zip(own, tasks, strict=True)]
         told[name] = cold_states.judge(rows, tasks, np.array(score))
     return told
 
 
-def scores(trainer: step.Trainer, rows: cold_states.Rows, states: cold_states.States) -> tuple[Told, Told]:
+def scores(trainer: step.Trainer, part: Part) -> tuple[Told, Told]:
     """Figures with adaptation and of the plain tower, as serving would score."""
-    mean, adapted, plain = centre(rows, states), Told(), Told()
-    for name, tasks in states.items():
-        said = [trainer.score(cold_states.batch(rows, tasks[at : at + 64], mean)) for at in range(0, len(tasks), 64)]
-        for told, part in ((adapted, "adapted"), (plain, "unadapted")):
-            score = mean + np.concatenate([getattr(s, part)[:, 0] for s in said]).reshape(-1, cold_states.ASKED)
-            told[name] = cold_states.judge(rows, tasks, score)
+    mean, adapted, plain = centre(part), Told(), Told()
+    for name, tasks in part.states.items():
+        said = [trainer.score(cold_states.batch(part.rows, tasks[at : at + 64], mean)) for at in range(0, len(tasks), 64)]
+        for told, which in ((adapted, "adapted"), (plain, "unadapted")):
+            score = mean + np.concatenate([getattr(s, which)[:, 0] for s in said]).reshape(-1, cold_states.ASKED)
+            told[name] = cold_states.judge(part.rows, tasks, score)
     return adapted, plain
 
 
-def train(
-    config: configuration.Config, rows: cold_states.Rows, states: cold_states.States, epochs: int, hidden: float = HIDDEN
-) -> Iterator[step.Trainer]:
-    """Pass over the training part `epochs` times, in `hidden` of the lists without movie ids; gives the trainer after each pass.
+def train(config: configuration.Config, part: Part, epochs: int, hidden: float = HIDDEN) -> Iterator[step.Trainer]:
+    """Pass over a part's lists `epochs` times, in `hidden` of them without movie ids; gives the trainer after each pass.
 
     Raises:
         FloatingPointError: a step was skipped because its loss or gradient was not finite; lower the rates.
     """
-    trainer, generator, mean = step.Trainer(config), np.random.default_rng(config.learner.seed), centre(rows, states)
-    known = [task.support for task in states["old/old"]]
+    trainer, generator, mean = step.Trainer(config), np.random.default_rng(config.learner.seed), centre(part)
+    rows, known = part.rows, part.lists
     now, column = int(rows.at_s.max()) * 1000, trainer.table.columns.of(base.geometry(config).item)
     for _ in range(epochs):
         order = generator.permutation(len(known))
@@ -155,27 +167,35 @@ def variant_of(config: configuration.Config, variant: str, settings: Settings) -
 
 
 def measure(
-    config: configuration.Config, rows: cold_states.Rows, states: cold_states.States, variants: Sequence[str],
-    chosen: Mapping[str, Settings], seed: int, say: Say,
-) -> dict[str, Told]:  # fmt: skip
+    config: configuration.Config, draw: Draw, variants: Sequence[str], chosen: Mapping[str, Settings], seed: int, say: Say
+) -> dict[str, Told]:
     """Figures of the variants, trained with `seed`; no adaptation beside fine-tuning."""
     found: dict[str, Told] = {}
     for variant in variants:
         own = chosen.get(variant, Settings())
         if variant == USER_MEAN:
-            found[variant] = user_mean(rows, states)
+            found[variant] = _joined(user_mean(part) for part in draw)
         elif variant == BIASES:
-            found[variant] = biases(rows, states, own.user_prior, own.item_prior)
+            found[variant] = _joined(biases(part, own.user_prior, own.item_prior) for part in draw)
         elif variant in TRAINED:
             run = configured(variant_of(config, variant, own), {"learner.seed": seed})
-            epochs, hidden = (MELU_EPOCHS, 1.0) if variant == MELU else (own.epochs, HIDDEN)
-            *_, trainer = train(run, rows, states, epochs, hidden)
-            found[variant], plain = scores(trainer, rows, states)
+            told = [_trained(run, part, variant, own.epochs) for part in draw]
+            found[variant] = _joined(adapted for adapted, _ in told)
             if variant == FINE_TUNE:
-                found[NONE] = plain
+                found[NONE] = _joined(plain for _, plain in told)
         if variant in found:
             say(f"seed {seed}, {variant}: {line(found[variant])}")
     return {v: found[v] for v in VARIANTS if v in found}
+
+
+def _trained(run: configuration.Config, part: Part, variant: str, epochs: int) -> tuple[Told, Told]:
+    *_, trainer = train(run, part, *((MELU_EPOCHS, 1.0) if variant == MELU else (epochs, HIDDEN)))
+    return scores(trainer, part)
+
+
+def _joined(told: Iterable[Told]) -> Told:
+    """Figures of all quadrants from those of each part."""
+    return {name: figures for part in told for name, figures in part.items()}
 
 
 def line(told: Told) -> str:
@@ -192,7 +212,7 @@ def choose(config: configuration.Config, draws: Sequence[Draw], variants: Sequen
     for variant in variants:
         if variant == BIASES:
             tried = {
-                (u, i): float(np.mean([cold_states.worth(biases(*draw, u, i)) for draw in draws]))
+                (u, i): float(np.mean([cold_states.worth(_joined(biases(part, u, i) for part in draw)) for draw in draws]))
                 for u in PRIORS for i in PRIORS
             }  # fmt: skip
             user, item = max(tried, key=lambda priors: tried[priors])
@@ -208,10 +228,10 @@ def _search(config: configuration.Config, draws: Sequence[Draw], variant: str, s
 
     def attempt(settings: dict[str, Any]) -> tuple[float, int]:
         run, worth = variant_of(config, variant, Settings(settings)), dict[int, list[float]]()
-        for rows, states in draws:
-            for epoch, trainer in enumerate(train(run, rows, states, EPOCHS), 1):
+        for draw in draws:
+            for epoch, trainers in enumerate(zip(*(train(run, part, EPOCHS) for part in draw), strict=True), 1):
                 if epoch % EVERY == 0:
-                    told = scores(trainer, rows, states)[0]
+                    told = _joined(scores(trainer, part)[0] for trainer, part in zip(trainers, draw, strict=True))
                     worth.setdefault(epoch, []).append(cold_states.worth(told))
                     say(f"{variant}, {settings}, {epoch} passes: worth {worth[epoch][-1]:.4f}; {line(told)}")
         return max((float(np.mean(values)), epoch) for epoch, values in worth.items())
