@@ -7,7 +7,8 @@ products, which costs as much as a tenth of the products. What `models.side_by_s
 import numpy as np
 import numpy.typing as npt
 
-from models.matrices import Workspace, part, product, product_on, rectify, room, turned
+from models.matrices import Workspace, part, product_on, rectify, room, turn
+from models.rectified import product_left, rectify_back, words
 from models.side_by_side import mix_back, place
 from models.vectors import add, address, row_address, write
 from state.kernels import Plain, kernel
@@ -25,18 +26,6 @@ def _rows(values: F32, k: int, start: int, count: int) -> F32:
 
 
 @kernel
-def _rectify_back(slope: F32, active: F32, sums: F32) -> None:
-    """Replace the gradients of active rows by those before the rectifier; `sums` is their sum over rows."""
-    zero = np.float32(0)
-    sums[:] = 0
-    for i in range(len(slope)):
-        for j in range(slope.shape[1]):
-            value = slope[i, j] if active[i, j] > 0 else zero
-            slope[i, j] = value
-            sums[j] += value
-
-
-@kernel
 def _mix(shares: F32, found: F32, start: int, end: int, out: F32) -> None:
     """Fill rows of `out` (n, O, H) with the mixtures of experts (K, n, H) by shares (n, O, K)."""
     experts, _, width = found.shape
@@ -49,6 +38,15 @@ def _mix(shares: F32, found: F32, start: int, end: int, out: F32) -> None:
                     write(target, source, shares[i, o, k], width)
                 else:
                     add(target, source, shares[i, o, k], width)
+
+
+@kernel
+def _widest(experts: Layers) -> int:
+    """Inputs or outputs of the widest layer."""
+    most = experts[0][0].shape[1]
+    for weight, _ in experts:
+        most = max(most, weight.shape[2])
+    return int(most)
 
 
 @kernel
@@ -69,16 +67,22 @@ def forward(x: F32, experts: Layers, shares: F32, layers: Plain, hidden: F32) ->
 
 
 @kernel
-def _turns(experts: Layers, space: Workspace) -> list[list[F32]]:
-    """The transposed weights, by layer and expert."""
-    return [[turned(weight[k], space) for k in range(len(weight))] for weight, _ in experts]
+def _like(experts: Layers, space: Workspace, turn_them: bool) -> list[list[F32]]:
+    """Memory for the transposed weights by layer and expert, and the weights in it."""
+    made = [[room(space, weight.shape[2], weight.shape[1]) for _ in range(len(weight))] for weight, _ in experts]
+    if turn_them:
+        for i in range(len(experts)):
+            for k in range(len(made[i])):
+                turn(experts[i][0][k], made[i][k])
+    return made
 
 
 def room_needed(experts: Layers) -> int:
     """Numbers that `backward` takes as scratch."""
-    widths = [weight.shape[2] for weight, _ in experts]
+    inputs, widths = experts[0][0].shape[1], [weight.shape[2] for weight, _ in experts]
     weights = sum(weight.size + 16 * len(weight) for weight, _ in experts)
-    return int(weights + BLOCK * (len(experts[-1][0]) * widths[-1] + sum(widths)) + 32 * (len(widths) + 1))
+    rows = len(experts[-1][0]) * widths[-1] + sum(widths) + max(inputs, *widths) + 2 * inputs
+    return int(2 * weights + BLOCK * rows + 32 * (len(widths) + 4))
 
 
 @kernel
@@ -86,29 +90,41 @@ def backward(
     x: F32, experts: Layers, layers: Plain, shares: F32, dhidden: F32, dshares: F32, dexperts: Layers, dx: F32, scratch: F32
 ) -> None:  # fmt: skip
     """Fill the gradients of shares, experts and x (R, inputs) from that (R, O, H) of the first R rows' mixtures."""
-    rows, networks, last = len(dhidden), shares.shape[2], len(experts) - 1
-    space = Workspace(scratch, np.zeros(1, np.int64))
-    turns, top = _turns(experts, space), layers[-1].shape[2]
+    rows, networks, last, inputs = len(dhidden), shares.shape[2], len(experts) - 1, x.shape[1]
+    space, top, widest = Workspace(scratch, np.zeros(1, np.int64)), layers[-1].shape[2], _widest(experts)
+    turns, grown = _like(experts, space, True), _like(experts, space, False)
     mixed, slopes = room(space, BLOCK * networks, top), [room(space, BLOCK, layer.shape[2]) for layer in layers]
+    flat, entries, dentries = room(space, widest, BLOCK), room(space, BLOCK, inputs), room(space, BLOCK, inputs)
+    marks, marks_across = np.empty((words(widest), BLOCK), np.uint64), np.empty((words(BLOCK), widest), np.uint64)
     for start in range(0, rows, BLOCK):
         count = min(start + BLOCK, rows) - start
         end, more = start + count, start > 0
         above = mixed[: networks * count].reshape(networks, count, top)
         mix_back(shares[start:end], layers[-1][:, start:end], dhidden[start:end], dshares[start:end], above)
+        # As rows that begin at whole vectors.
+        entry, dentry = part(entries, 0, count, inputs), part(dentries, 0, count, inputs)
+        _copy(x[start:end], entry)
         for k in range(networks):
             slope = part(mixed, k * count * top, count, top)
             for i in range(last, -1, -1):
-                dweight, dbias = dexperts[i]
-                width = dweight.shape[2]
-                sums = np.empty(width, np.float32)
-                _rectify_back(slope, _rows(layers[i], k, start, count), sums)
+                dbias, width = dexperts[i][1], slope.shape[1]
+                sums, across = np.empty(width, np.float32), part(flat, 0, width, count)
+                left = rectify_back(slope, _rows(layers[i], k, start, count), sums, across, marks, marks_across)
                 own = slice(k * width, (k + 1) * width)
                 dbias[own] = dbias[own] + sums if more else sums
-                if i == 0:
-                    product(x[start:end].T, slope, dweight[k], more)
-                    product(slope, turns[0][k], dx[start:end], k > 0)
-                else:
-                    product(_rows(layers[i - 1], k, start, count).T, slope, dweight[k], more)
-                    below = part(slopes[i - 1], 0, count, dweight.shape[1])
-                    product(slope, turns[i][k], below, False)
-                    slope = below
+                before = entry if i == 0 else _rows(layers[i - 1], k, start, count)
+                below = dentry if i == 0 else part(slopes[i - 1], 0, count, before.shape[1])
+                product_left(slope, marks, left, turns[i][k], below, i == 0 and k > 0)
+                product_left(across, marks_across, left, before, grown[i][k], more)
+                slope = below
+        _copy(dentry, dx[start:end])
+    for i in range(last + 1):
+        for k in range(networks):
+            turn(grown[i][k], dexperts[i][0][k])
+
+
+@kernel
+def _copy(rows: F32, out: F32) -> None:
+    """Copy rows; their numbers must be contiguous."""
+    for i in range(len(rows)):
+        write(row_address(out, i), row_address(rows, i), np.float32(1), rows.shape[1])

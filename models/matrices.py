@@ -90,11 +90,18 @@ def _fill_over(words: Words, columns: int) -> None:
 @kernel
 def product(a: F32, b: F32, c: F32, add: bool) -> None:
     """Fill c = a b, or add: c += a b. Rows of `b` and `c` must be contiguous; `a` may have any strides. No overlap."""
+    product_from(0, a, b, c, add)
+
+
+@kernel
+def product_from(first: int, a: F32, b: F32, c: F32, add: bool) -> None:
+    """`product` for the columns from `first` on."""
+    right, out = address(b) + 4 * first, address(c) + 4 * first
     words = (
-        address(a), a.strides[0], a.strides[1], address(b), b.strides[0], address(c), c.strides[0], address(c), c.strides[0],
-        c.shape[0], a.shape[1], np.int64(add), np.int64(0),
+        address(a), a.strides[0], a.strides[1], right, b.strides[0], out, c.strides[0], out, c.strides[0], c.shape[0], a.shape[1],
+        np.int64(add), np.int64(0),
     )  # fmt: skip
-    _fill(words, c.shape[1])
+    _fill(words, c.shape[1] - first)
 
 
 @kernel
@@ -230,18 +237,24 @@ def room(space: Workspace, rows: int, columns: int) -> F32:
 
 
 @kernel
-def turned(a: F32, space: Workspace) -> F32:
-    """The transpose as a matrix of its own; rows of `a` must be contiguous."""
+def turn(a: F32, out: F32) -> None:
+    """Fill `out` with the transpose; rows of both must be contiguous."""
     rows, columns = a.shape
-    out = room(space, columns, rows)
     whole, square = rows - rows % LANES, columns - columns % LANES
     source, target = address(a), address(out)
     for i in range(0, whole, LANES):
         for j in range(0, square, LANES):
-            panels.flip(source + i * a.strides[0] + 4 * j, a.strides[0], target + 4 * (j * rows + i), 4 * rows)
+            panels.flip(source + i * a.strides[0] + 4 * j, a.strides[0], target + j * out.strides[0] + 4 * i, out.strides[0])
     for i in range(rows):
         for j in range(square if i < whole else 0, columns):
             out[j, i] = a[i, j]
+
+
+@kernel
+def turned(a: F32, space: Workspace) -> F32:
+    """The transpose as a matrix of its own; rows of `a` must be contiguous."""
+    out = room(space, a.shape[1], a.shape[0])
+    turn(a, out)
     return out
 
 
