@@ -19,6 +19,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _LAST_MARK = np.iinfo(np.int32).max
@@ -30,7 +31,7 @@ class Columns(NamedTuple):
 
     `each` (U,): columns that are gathered one by one beside their pooled category. Categories that share have one field.
     `category` (F,): of each column; `apart` (F,): its place in `each`, or -1. `width`: numbers of an embedding; `used` (C,):
-    how many of them, from the first, a category has.
+    how many of them, from the first, a category has. `summed` (F,): whether a column's gradient is more than one run of numbers.
     """
 
     starts: I64
@@ -41,6 +42,7 @@ class Columns(NamedTuple):
     apart: I64
     width: int
     used: I64
+    summed: Bools
 
     def of(self, category: int) -> int:
         """First id column of a category, -1 for none."""
@@ -62,7 +64,8 @@ def columns(settings: config.Config) -> Columns:
     category = np.repeat(np.arange(len(starts)), widths)
     width, own = settings.model.embedding_width, settings.model.embedding_widths
     used = np.array([own.get(c.share or c.name, width) for c in features.categories], np.int64)
-    return Columns(starts, widths, np.repeat(fields, widths), each, category, apart, width, used)
+    summed = (np.repeat(widths, widths) > 1) | (apart >= 0)
+    return Columns(starts, widths, np.repeat(fields, widths), each, category, apart, width, used, summed)
 
 
 def gather(table: F32, rows: I32, columns: Columns, x: F32, mean: F32, scale: F32, out: F32) -> None:
@@ -108,17 +111,18 @@ class Learning(NamedTuple):
     """What kernels need to change rows of the table, see `Columns` and `fused_rows.descend`."""
 
     state: F32
-    marks: I32
     starts: I64
     widths: I64
     used: I64
     category: I64
     apart: I64
+    summed: Bools
     each: int
     rate: float
     before: I32
-    stamp: int
-    total: F32
+    listed: I32
+    slot: I32
+    sums: F32
 
 
 @kernel
@@ -127,7 +131,8 @@ def descend(learning: Learning, rows: I32, gradient: F32) -> None:
     k = learning
     at = gradient.shape[1] - len(k.starts) - k.each * (k.state.shape[1] - fused_rows.BESIDE + 1)
     fused_rows.descend(
-        k.state, k.marks, rows, k.starts, k.widths, k.used, k.category, k.apart, at, gradient, k.rate, k.before, k.stamp, k.total
+        k.state, rows, k.starts, k.widths, k.used, k.category, k.apart, k.summed, at, gradient,
+        k.rate, k.before, k.listed, k.slot, k.sums,
     )  # fmt: skip
 
 
@@ -189,7 +194,7 @@ class Table:
         self._marks, self._stamp = self._state.view(np.int32), 0
         self._marked: I32 | None = None
         self._nothing = np.zeros((0, numbers), np.float32)
-        self._before, self._total = np.zeros(0, np.int32), np.zeros(self.width + 1, np.float32)
+        self._scratch(0)
         self.fresh: I32 = np.zeros(0, np.int32)
         """Rows that the last `admit` handed out."""
 
@@ -245,18 +250,23 @@ class Table:
             fused_rows.mark(self._marks, rows, self._before, self._stamp)
         self._marked, c = None, self.columns
         return Learning(
-            self._state, self._marks, c.starts, c.widths, c.used, c.category, c.apart, len(c.each),
-            self._settings.optimizer.embedding_rate, self._before, self._stamp, self._total,
+            self._state, c.starts, c.widths, c.used, c.category, c.apart, c.summed, len(c.each),
+            self._settings.optimizer.embedding_rate, self._before, self._listed, self._slot, self._sums,
         )  # fmt: skip
 
     def _next_marks(self, rows: I32) -> None:
         """Marks of these rows begin above all that were ever given, so that none need be taken away; when words end, all are."""
         self._stamp += len(self._before)
         if len(self._before) < rows.size:
-            self._before = np.zeros(rows.size, np.int32)
+            self._scratch(rows.size)
         if self._stamp > _LAST_MARK - len(self._before):
             self._marks[:, -1], self._stamp = 0, 0
         self._marked = rows
+
+    def _scratch(self, ids: int) -> None:
+        """For minibatches of so many ids, see `fused_rows`."""
+        self._before, self._slot = np.zeros(ids, np.int32), np.zeros(ids, np.int32)
+        self._listed, self._sums = np.zeros(ids, np.int32), pages.zeros(ids * (self.width + 1)).reshape(ids, self.width + 1)
 
     def observe(self, x: F32, slot: I64, weight: F64) -> None:
         """Merge raw numbers (n, D) into the moments; called after the rows were trained on.

@@ -5,20 +5,21 @@ and a mark. All that a step needs of an id so lies in neighbouring cache lines, 
 after the weight; kernels that only read take both.
 
 Duplicates are found while rows are read: an occurrence leaves its number in the row's mark and takes the one it finds there as
-the occurrence before it. Whoever still finds its own number when gradients come back is the last, and sums the chain.
+the occurrence before it. Before gradients come back to rows, each of those that have one before is added to what that one has;
+only the last of a row's occurrences then changes the row.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 from models.kernels import GOLDEN, mix
-from models.vectors import add, address, ahead, row_address, write
-from models.vectors import squares as row_squares
-from state.kernels import inlined, kernel
+from models.vectors import adagrad, add, address, ahead, row_address, write
+from state.kernels import kernel
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
 BESIDE = 4
@@ -120,6 +121,8 @@ def _mark(marks: I32, rows: I32, i: int, before: I32, stamp: int) -> None:
         if r >= 0:
             before[e] = marks[np.uintp(r), at] - base
             marks[np.uintp(r), at] = base + np.int32(e) + np.int32(1)
+        else:
+            before[e] = 0
 
 
 @kernel
@@ -153,6 +156,7 @@ def _single_to_learn(state: F32, marks: I32, rows: I32, out: F32, before: I32, s
                 for d in range(f * weight_of, (f + np.uintp(1)) * weight_of):
                     out[here, d] = 0
                 out[here, first + f] = 0
+                before[np.uintp(e - np.int32(1))] = 0
             target += 4 * width
 
 
@@ -192,68 +196,100 @@ def gather_each(table: F32, width: int, rows: I32, each: I64, at: int, out: F32)
             out[i, present + k] = np.float32(1) if r >= 0 else np.float32(0)
 
 
-@inlined
-def _chain(
-    e: int, width: int, rows: I32, starts: I64, widths: I64, of: I64, apart: I64, at: int, gradient: F32, before: I32, total: F32
-) -> None:
-    """Sum into `total` what occurrence `e` of a row and those before it say, the last first; its last number is the weight's."""
-    ids, first, sums, one, fresh = np.uint32(rows.shape[1]), gradient.shape[1] - len(starts), address(total), np.float32(1), True
-    while e >= 0:
-        i = np.uint32(e) // ids
-        f, here = np.uintp(np.uint32(e) - i * ids), np.uintp(i)
-        c, share = np.uintp(of[f]), one
+@kernel
+def _list(rows: I32, summed: Bools, before: I32, listed: I32) -> int:
+    """List the occurrences that need a sum: those with one before, and all of columns `summed`. Returns how many.
+
+    Rows that were marked twice name themselves or a later one first: that is none before it. Without a branch, which would
+    be guessed wrongly as often as ids repeat.
+    """
+    n, e, ids = np.uintp(0), np.uint32(0), rows.shape[1]
+    if summed.any():
+        for i in range(rows.shape[0]):
+            for f in range(ids):
+                listed[n] = e
+                n += np.uintp((summed[f] and rows[i, f] >= 0) or np.uint32(before[np.uintp(e)] - np.int32(1)) < e)
+                e += np.uint32(1)
+    else:
+        for k in range(np.uintp(rows.size)):
+            listed[n] = k
+            n += np.uintp(np.uint32(before[k] - np.int32(1)) < np.uint32(k))
+    return int(n)
+
+
+@kernel
+def _sum(
+    rows: I32, starts: I64, widths: I64, of: I64, apart: I64, summed: Bools, at: int, gradient: F32, before: I32, listed: I32,
+    slot: I32, sums: F32,
+) -> None:  # fmt: skip
+    """Sum the gradients of occurrences, each with what the one before has; the last number of `sums` (m, E + 1) is the weight's.
+
+    `slot` gets of each occurrence its place in `sums` from 1; 0 if its gradient is one run of numbers, -1 if a later one has it.
+    """
+    width, ids, first, one = sums.shape[1] - 1, np.uint32(rows.shape[1]), gradient.shape[1] - len(starts), np.float32(1)
+    beside, weight_of = np.uintp(first), np.uintp(width)
+    slot[: rows.size] = 0
+    for k in range(np.uintp(_list(rows, summed, before, listed))):
+        e, target = np.uint32(listed[k]), row_address(sums, np.int64(k))
+        i = e // ids
+        f, here, share, weight = np.uintp(e - i * ids), np.uintp(i), one, np.float32(0)
+        c, slope, b = np.uintp(of[f]), row_address(gradient, np.int64(i)), before[np.uintp(e)]
         if widths[c] > 1:
             present = 0
             for other in range(starts[c], starts[c] + widths[c]):
                 present += rows[here, other] >= 0
             share = one / np.float32(present)
-        slope, weight = row_address(gradient, int(np.int64(i))), gradient[here, np.uintp(first) + c] * share
-        if fresh:
-            write(sums, slope + 4 * np.int64(c) * width, share, width)
-            total[width] = weight
+        if 0 < b <= np.int32(e):
+            last = np.uintp(b - 1)
+            s = slot[last]
+            if s > 0:
+                held = np.uintp(s - 1)
+                write(target, row_address(sums, np.int64(held)), one, width)
+                weight = sums[held, weight_of]
+            else:
+                j = np.uint32(last) // ids
+                d = np.uintp(of[np.uintp(np.uint32(last) - j * ids)])
+                write(target, row_address(gradient, np.int64(j)) + 4 * np.int64(d) * width, one, width)
+                weight = gradient[np.uintp(j), beside + d]
+            slot[last] = -1
+            add(target, slope + 4 * np.int64(c) * width, share, width)
         else:
-            add(sums, slope + 4 * np.int64(c) * width, share, width)
-            total[width] += weight
+            write(target, slope + 4 * np.int64(c) * width, share, width)
         if apart[f] >= 0:
-            add(sums, slope + 4 * (at + apart[f] * width), one, width)
-        # Rows that were marked twice name themselves or a later one first: there the chain ends, as it would have gone round.
-        e, fresh = before[np.uintp(e)] - 1 if before[np.uintp(e)] <= e else -1, False
+            add(target, slope + 4 * (at + apart[f] * width), one, width)
+        sums[k, weight_of] = weight + gradient[here, beside + c] * share
+        slot[np.uintp(e)] = np.int32(k) + np.int32(1)
 
 
 @kernel
 def descend(
-    state: F32, marks: I32, rows: I32, starts: I64, widths: I64, used: I64, of: I64, apart: I64, at: int, gradient: F32,
-    rate: float, before: I32, stamp: int, total: F32,
-) -> int:  # fmt: skip
+    state: F32, rows: I32, starts: I64, widths: I64, used: I64, of: I64, apart: I64, summed: Bools, at: int, gradient: F32,
+    rate: float, before: I32, listed: I32, slot: I32, sums: F32,
+) -> None:  # fmt: skip
     """Row-wise AdaGrad (Duchi et al. 2011, one accumulator per row), exact on duplicates: summed first, then one step.
 
     Rows of category c have `used[c]` numbers; those beyond stay as they are and do not count in the accumulator.
 
-    Rows (n, F) were marked with `stamp`. Column f is of category `of[f]`; where it was gathered one by one as well, that is place
-    `apart[f]` (else -1) from column `at` on. The first-order weight has an accumulator of its own, as its gradient is of another
-    size. `gradient` is of gathered rows; `total` (E + 1,) is scratch. Returns how many distinct rows were changed.
+    Rows (n, F) were marked, see `before`. Column f is of category `of[f]`; where it was gathered one by one as well, that is
+    place `apart[f]` (else -1) from column `at` on; `summed[f]`: whether that is so or its category is pooled. The first-order
+    weight has an accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows; `listed` and
+    `slot` (n x F,) and `sums` (n x F, E + 1) are scratch.
     """
     width, line, place, later = state.shape[1] - BESIDE, state.strides[0], address(state), _rows_ahead(rows.shape[1])
-    first, tiny, step = gradient.shape[1] - len(starts), np.float32(1e-8), np.float32(rate)
-    ids, base, e, changed, slopes = rows.shape[1], np.int32(stamp), np.int32(0), 0, address(gradient)
-    weight_of, square_of = np.uintp(width), np.uintp(width + 1)
+    first, step, share = np.uintp(gradient.shape[1] - len(starts)), -np.float32(rate), np.float32(1) / used.astype(np.float32)
+    e = np.uintp(0)
+    _sum(rows, starts, widths, of, apart, summed, at, gradient, before, listed, slot, sums)
     for i in range(rows.shape[0]):
-        here, ahead_of, more = np.uintp(i), np.uintp(i + later), i + later < rows.shape[0]
-        for f in range(np.uintp(ids)):
+        here, ahead_of, more, slope = np.uintp(i), np.uintp(i + later), i + later < rows.shape[0], row_address(gradient, i)
+        for f in range(np.uintp(rows.shape[1])):
             if more:
                 _fetch(place + max(rows[ahead_of, f], 0) * line, line)
-            r, c, e = rows[here, f], np.uintp(of[f]), e + np.int32(1)
-            if r < 0 or marks[np.uintp(r), square_of + np.uintp(2)] != base + e:
+            r, c, s, e = np.int64(rows[here, f]), np.uintp(of[f]), slot[e], e + np.uintp(1)
+            if r < 0 or s < 0:
                 continue
-            source, weight = slopes + i * gradient.strides[0] + 4 * np.int64(c) * width, gradient[here, np.uintp(first) + c]
-            if before[np.uintp(e - np.int32(1))] > 0 or widths[c] > 1 or apart[f] >= 0:
-                _chain(int(e) - 1, width, rows, starts, widths, of, apart, at, gradient, before, total)
-                source, weight = address(total), total[width]
-            k, own = np.uintp(r), used[c]
-            square = state[k, square_of] + row_squares(source, own) * np.float32(1 / own)
-            weight_square = state[k, square_of + np.uintp(1)] + weight * weight
-            state[k, square_of], state[k, square_of + np.uintp(1)] = square, weight_square
-            state[k, weight_of] -= step / (np.sqrt(weight_square) + tiny) * weight
-            add(place + r * line, source, -step / (np.sqrt(square) + tiny), own)
-            changed += 1
-    return changed
+            source, weight = slope + 4 * np.int64(c) * width, gradient[here, first + c]
+            if s > 0:
+                held = np.uintp(s - 1)
+                source, weight = row_address(sums, np.int64(held)), sums[held, np.uintp(width)]
+            target = place + r * line
+            adagrad(target, target + 4 * width, source, weight, used[c], share[c], step)

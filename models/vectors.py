@@ -8,6 +8,7 @@ every machine, so that sums have the same bytes everywhere. Addresses are not ch
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -19,6 +20,8 @@ LANES, USUAL = 8, 16
 _NUMBER = ir.FloatType()
 _VECTOR = ir.VectorType(_NUMBER, LANES)
 _INDEX = ir.IntType(32)
+_TINY = float(np.float32(1e-8))
+"""What AdaGrad adds to a root, for accumulators of nothing."""
 
 
 def _locate(_typing: Any, array: Any) -> Any:
@@ -34,9 +37,9 @@ address = cast("Callable[[Any], int]", intrinsic(_locate))
 
 
 @kernel
-def row_address(array: npt.NDArray[Any], i: int) -> int:
+def row_address(array: npt.NDArray[Any], i: int | np.int64) -> int:
     """Where row i begins. A slice counts its users, which costs more than a short run of numbers."""
-    return address(array) + i * array.strides[0]
+    return address(array) + int(i) * array.strides[0]
 
 
 def _ahead(_typing: Any, place: Any) -> Any:
@@ -93,6 +96,16 @@ def _spread(builder: Any, kind: ir.Type, value: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
 
 
+def _moved(builder: Any, target: Any, source: Any, by: Any, count: Any, add: bool) -> None:
+    def run(kind: ir.Type, offset: Any) -> None:
+        place = _at(builder, kind, target, offset)
+        value = builder.load(_at(builder, kind, source, offset), align=4)
+        value = builder.fmul(value, _spread(builder, kind, by))
+        builder.store(builder.fadd(builder.load(place, align=4), value) if add else value, place, align=4)
+
+    _each(builder, count, run)
+
+
 def _move(add: bool) -> Callable[..., None]:
     """Write, or add, `by` x the numbers at `source`."""
 
@@ -101,14 +114,7 @@ def _move(add: bool) -> Callable[..., None]:
 
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             target, source, by, count = arguments
-
-            def run(kind: ir.Type, offset: Any) -> None:
-                place = _at(builder, kind, target, offset)
-                value = builder.load(_at(builder, kind, source, offset), align=4)
-                value = builder.fmul(value, _spread(builder, kind, by))
-                builder.store(builder.fadd(builder.load(place, align=4), value) if add else value, place, align=4)
-
-            _each(builder, count, run)
+            _moved(builder, target, source, by, count, add)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.float32, types.int64), generate
@@ -167,6 +173,41 @@ squares = cast("Callable[[int, int], Any]", intrinsic(_square))
 """`squares(source, count)`: sum of the squares."""
 dot = cast("Callable[[int, int, int], Any]", intrinsic(_dot))
 """`dot(one, other, count)`: sum of the products."""
+
+
+def _adagrad(_typing: Any, place: Any, beside: Any, source: Any, weight: Any, count: Any, share: Any, step: Any) -> Any:
+    del place, beside, source, weight, count, share, step
+    pair = ir.VectorType(_NUMBER, 2)
+
+    def both(builder: Any, first: Any, second: Any) -> Any:
+        one = builder.insert_element(ir.Constant(pair, ir.Undefined), first, ir.Constant(_INDEX, 0))
+        return builder.insert_element(one, second, ir.Constant(_INDEX, 1))
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place, beside, source, weight, count, share, step = arguments
+        mean = builder.fmul(_sum(builder, source, source, count), share)
+        squares_at = _at(builder, pair, beside, ir.Constant(beside.type, 4))
+        squares = builder.fadd(builder.load(squares_at, align=4), both(builder, mean, builder.fmul(weight, weight)))
+        builder.store(squares, squares_at, align=4)
+        kind = ir.FunctionType(pair, [pair])
+        root = cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.v2f32")  # type: ignore[no-untyped-call]
+        bottom = builder.fadd(builder.call(root, [squares]), ir.Constant(pair, [_TINY, _TINY]))
+        by = builder.fdiv(both(builder, step, step), bottom)
+        weight_at = _at(builder, _NUMBER, beside, ir.Constant(beside.type, 0))
+        change = builder.fmul(builder.extract_element(by, ir.Constant(_INDEX, 1)), weight)
+        builder.store(builder.fadd(builder.load(weight_at, align=4), change), weight_at, align=4)
+        _moved(builder, place, source, builder.extract_element(by, ir.Constant(_INDEX, 0)), count, add=True)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3, types.float32, types.int64, types.float32, types.float32), generate
+
+
+adagrad = cast("Callable[..., None]", intrinsic(_adagrad))
+"""`adagrad(place, beside, source, weight, count, share, step)`: one step of a run of numbers at `place` and of a number.
+
+At `beside` lie that number, the run's accumulator and the number's. Gradients are `count` numbers at `source`, whose squares
+count `share` each, and `weight`; `step` is minus the rate. Both roots and both quotients are taken at once.
+"""
 
 
 def _alike(_typing: Any, one: Any, other: Any, words: Any) -> Any:
