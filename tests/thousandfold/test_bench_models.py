@@ -642,6 +642,7 @@ def test_a_model_of_ones_own_takes_part_by_its_path(tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--models", "pepnet", "--protocol", ","], r"--protocol: name at least one of P, C, R"),
         (["--models", "pepnet,nothing"], r'--models: "nothing" is unknown; the table has'),
         (["--models", "tests.models.test_probe:Nobody"], r'model.name: "tests.models.test_probe" has no "Nobody"'),
         (["--models", "tests.models.test_probe:NoTrunk"], r'model.name: "tests.models.test_probe:NoTrunk" '),

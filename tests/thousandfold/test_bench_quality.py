@@ -285,6 +285,11 @@ def test_clicks_of_the_file_of_actions_replace_those_made_from_labels(tmp_path: 
     assert found.actions.request.tolist() == [ids.of("a")]
 
 
+def test_a_name_given_twice_is_measured_once() -> None:
+    assert quality.listed("pepnet, star,,pepnet,") == ["pepnet", "star"]
+    assert quality.listed(" ") == []
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -301,6 +306,8 @@ def test_clicks_of_the_file_of_actions_replace_those_made_from_labels(tmp_path: 
         (frame(click=[1, 0, 0, 1, 0, 3]), r'column "click" holds 3'),
         (frame(user=[1, 1, 1, None, 2, 2]), r'column "user" has 1 nulls'),
         (frame(time=["now"] * 6), r'column "time" is String; use a timestamp, or integer milliseconds'),
+        (frame(time=[1_700_000_000] * 6), r'column "time" looks like seconds since 1970 \(1700000000\); use a timestamp'),
+        (frame(time=[1_700_000_000_000_000] * 6), r'column "time" looks like microseconds since 1970'),
         (frame(time=[2_000, 2_001, 1_000, 1_000, 3_000, 3_000]), r"request 'b' has several values of \"time\""),
         (frame(item=["x", "x", "x", "z", "y", "x"]), r"request 'b' shows item 'x' twice"),
         (frame(**{"item.price": None}), r'the feature spec reads "item.price": add it as'),

@@ -120,7 +120,7 @@ def command(
     console, progress = Console(width=None if sys.stdout.isatty() else 150), quality.Progress()
     if spec is None and data != "ml1m":
         raise logs.LogError(f"--data {data} needs --spec SPEC.toml, the configuration that declares its features; see examples/")
-    unknown = [name for name in starts.split(",") if name not in STARTS]
+    unknown = [name for name in quality.listed(starts) if name not in STARTS]
     if unknown:
         raise configuration.ConfigError(f'--starts: no "{unknown[0]}"; there are {", ".join(STARTS)}')
     config = configuration.load(spec or specs.path("ml1m_ids"))
@@ -128,7 +128,7 @@ def command(
     log = quality.open_log(config, data, None, limit, say=console.print)
     inputs = protocol.prepare(config, log, protocol.Lag(), progress.stage("features"))
     begin = round(quality.CHOICE_SHARE * inputs.rows)
-    ways: dict[str, dict[str, Any]] = {name: dict(STARTS[name]) for name in starts.split(",")}
+    ways: dict[str, dict[str, Any]] = {name: dict(STARTS[name]) for name in quality.listed(starts)}
     if choose:
         tried = {f"rate {r:g}": {**STARTS["generated"], "embedding.cold_rate": r} for r in RATES}
         inputs, begin, ways = inputs.head(begin), begin // 2, tried | {n: w for n, w in ways.items() if n != "generated"}

@@ -171,7 +171,7 @@ def increments(
     """Quality against the time between two updates of the model, from one base fit."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     config, progress, command = quality.configured(data, spec), quality.Progress(), report.command_line()
-    chosen = list(dict.fromkeys(part.strip() for part in intervals.split(",") if part.strip()))
+    chosen = quality.listed(intervals)
     log = quality.open_log(config, data, actions, limit, what="bench increments")
     inputs = protocol.prepare(config, log, protocol.Lag(), progress.stage("features"))
     first = int(np.searchsorted(inputs.start, base * inputs.rows))

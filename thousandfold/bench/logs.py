@@ -23,6 +23,8 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Say = Callable[[str], None]
+_OUR_DAYS_MS = (900_000_000_000, 5_000_000_000_000)
+"""From 1998 to 2128."""
 INTRINSIC = {"user_id": "user", "item_id": "item", "scenario": "scenario", "position": "position"}
 
 
@@ -297,8 +299,20 @@ def _times(table: pl.DataFrame, file: pathlib.Path) -> pl.Series:
     if isinstance(time.dtype, pl.Datetime):
         return time.dt.epoch("ms")
     if time.dtype.is_integer():
-        return time.cast(pl.Int64)
+        return _milliseconds(time.cast(pl.Int64), file)
     raise LogError(f'{file}: column "time" is {time.dtype}; use a timestamp, or integer milliseconds')
+
+
+def _milliseconds(time: pl.Series, file: pathlib.Path) -> pl.Series:
+    """Refuses what is of our days when read in another unit: windows and half-lives would be wrong by a thousand, silently.
+
+    Times that count from the log's own beginning are as good as any.
+    """
+    least, most = float(time.to_numpy().min()), float(time.to_numpy().max())
+    for unit, in_ms in (("seconds", 1e3), ("microseconds", 1e-3), ("nanoseconds", 1e-6)):
+        if _OUR_DAYS_MS[0] <= least * in_ms and most * in_ms <= _OUR_DAYS_MS[1]:
+            raise LogError(f'{file}: column "time" looks like {unit} since 1970 ({least:.0f}); use a timestamp, or milliseconds')
+    return time
 
 
 FORMS = {

@@ -216,6 +216,11 @@ def written(chosen: dict[str, Any]) -> list[str]:
     return [f"{key} = {json.dumps(value)}" for key, value in chosen.items()]
 
 
+def listed(text: str) -> list[str]:
+    """Names between commas, each once, in their order."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def lag_of(text: str) -> protocol.Lag:
     """`--lag`: "0", "1000" or "1000rows" (rows), "30s", "10m" or "2h".
 

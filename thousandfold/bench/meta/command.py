@@ -98,9 +98,9 @@ def meta(
         raise logs.LogError("--resume needs --out DIR, the folder of the passes that are finished")
     if out is not None and not choose:
         pages.begin(out)
-    names = sorted(features.split(","), reverse=True) if spec is None else []
+    names = sorted(quality.listed(features), reverse=True) if spec is None else []
     files = {spec.stem: spec} if spec is not None else {name: specs.path(example(name)) for name in names}
-    variants, progress = algorithms.split(","), quality.Progress()
+    variants, progress = quality.listed(algorithms), quality.Progress()
     source = Source(data, limit, quality.lag_of(lag))
     chosen: Chosen = read(settings) if settings is not None and (settings.exists() or not choose) else {}
     configs = {name: configuration.load(file) for name, file in files.items()}
@@ -111,7 +111,7 @@ def meta(
         for name, config in configs.items():
             part = choice.first(source.read(config), choice_rows)
             inputs = source.prepare(config, part, progress.stage(f"{name}: features"))
-            chosen[name] = choice.choose(config, inputs, variants, chosen.get(name, {}), keys.split(","), say)
+            chosen[name] = choice.choose(config, inputs, variants, chosen.get(name, {}), quality.listed(keys), say)
         _tell_choice(console, chosen, settings)
         return
     main = {*gains.MAIN, judged}

@@ -42,7 +42,7 @@ def grids(keys: str) -> dict[str, tuple[Any, ...]]:
     Raises:
         LogError: there is no grid for one.
     """
-    named = [key.strip() for key in keys.split(",") if key.strip()]
+    named = quality.listed(keys)
     for key in named:
         if key not in GRIDS:
             raise logs.LogError(f"--keys {key!r}: --choose knows {', '.join(GRIDS)}")

@@ -136,9 +136,11 @@ def models(
     if bars_of:
         _collect(console, bars_of, report_file)
         return
-    names = [n.strip() for n in model_names.split(",") if n.strip()]
-    wanted = [n.strip() for n in protocol_names.split(",")]
-    references = [n.strip() for n in reference_names.split(",") if n.strip()]
+    names = quality.listed(model_names)
+    wanted = quality.listed(protocol_names)
+    references = quality.listed(reference_names)
+    if not wanted:
+        raise logs.LogError("--protocol: name at least one of P, C, R")
     if not set(references) <= set(zoo.REFERENCES):
         raise logs.LogError(f"--references {reference_names!r}: there are {', '.join(zoo.REFERENCES)}")
     chosen_lag, progress, searched = quality.lag_of(lag), quality.Progress(), choice.grids(keys)
@@ -184,7 +186,7 @@ def models(
 
 def _collect(console: Console, pairs: str, report_file: pathlib.Path | None) -> None:
     """The table of all bars, and their report."""
-    rows = bars.collected(bars.read(pair.strip() for pair in pairs.split(",")))
+    rows = bars.collected(bars.read(quality.listed(pairs)))
     console.print(grids.terminal(tables.verdicts(rows)))
     passed, missed = (sum(r.passed is verdict for r in rows) for verdict in (True, False))
     console.print(f"{passed} pass, {missed} miss, {len(rows) - passed - missed} not run")
