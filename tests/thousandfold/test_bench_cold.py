@@ -85,12 +85,51 @@ def test_quadrants_keep_users_and_movies_apart_and_ask_the_last_ten(seed: int) -
             assert found.at_s[task.support].max() <= found.at_s[task.query].min()
 
 
+def whole(task: cold_states.Task) -> list[int]:
+    return np.concatenate(task).tolist()  # type: ignore[no-any-return]
+
+
+@given(st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_ten_at_random_are_asked_of_the_same_tasks_as_the_newest_and_drawn_by_the_seed(seed: int) -> None:
+    newest, drawn = cold_states.outer(rows(), seed), cold_states.outer(rows(), seed, "random")
+    again, other = cold_states.outer(rows(), seed, "random"), cold_states.outer(rows(), seed + 1, "random")
+    moved, differ = 0, 0
+    for name in cold_states.QUADRANTS:
+        for last, task, same in zip(newest[name], drawn[name], again[name], strict=True):
+            assert whole(last) == sorted(whole(task))
+            assert len(set(whole(task))) == len(whole(task))
+            assert len(task.query) == len(last.query) == 10
+            assert [part.tolist() for part in task] == [sorted(part.tolist()) for part in same]
+            moved += len(set(task.query.tolist()) - set(last.query.tolist()))
+        of_user = {int(rows().user[task.query[0]]): task for task in other[name]}
+        same_users = [(task, of_user[user]) for task in drawn[name] if (user := int(rows().user[task.query[0]])) in of_user]
+        differ += sum(a.query.tolist() != b.query.tolist() for a, b in same_users)
+    assert moved > 0
+    assert differ > 0
+
+
+@pytest.mark.parametrize("asking", ["newest", "random"])
+def test_the_tasks_that_settings_are_chosen_on_are_asked_alike(asking: cold_states.Asking) -> None:
+    states = cold_states.outer(rows(), 1, asking)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold_states, "INNER_LAST_OLD_YEAR", 1990)
+        inside = cold_states.inner(rows(), states, 0, asking)
+    kept = set(np.concatenate([task.support for task in states["old/old"]]).tolist())
+    every = [task for tasks in inside.values() for task in tasks]
+    assert {row for task in every for row in whole(task)} <= kept
+    assert all(len(task.query) == 10 for task in every)
+    assert all(whole(task) == sorted(whole(task)) for task in every) == (asking == "newest")
+
+
 @given(st.integers(0, 50))
 @settings(max_examples=15, deadline=None)
 def test_nothing_is_learned_that_is_asked_there_or_of_a_new_user_or_movie(seed: int) -> None:
     found, states = rows(), cold_states.outer(rows(), seed)
     new = {int(r) for name in states if name != "old/old" for task in states[name] for r in np.concatenate(task)}
     judged = dict[str, cold_states.Tasks]()
+    random = cold_states.parts(cold_states.outer(found, seed, "random"))[1][1]
+    assert [lists.tolist() for lists in random] == [np.concatenate(task).tolist() for task in states["old/old"]]
     for part, lists in cold_states.parts(states):
         known = set(cold_states.known(lists).tolist())
         asked = {int(r) for tasks in part.values() for task in tasks for r in task.query}
@@ -229,6 +268,9 @@ def test_adaptation_learns_what_users_differ_in_and_the_judged_variant_carries_t
     )
     assert told["cold/mae/new/new/ridge"].stderr is not None
     assert told["cold/interval/mae/old/old/ridge"].value < told["cold/mae/old/old/ridge"].value  # type: ignore[operator]
+    asked = {row.id: row for row in cold_start.rows_of(runs, judged, "random")}
+    assert set(asked) == {name.replace("cold/", "cold/random/", 1) for name in told}
+    assert all(asked[name.replace("cold/", "cold/random/", 1)].target == row.target for name, row in told.items())
     best = [max(figures["new/new"]["ndcg1"] for figures in run.values()) for run in runs]
     assert told["cold/best/ndcg1/new/new"].value == pytest.approx(np.mean(best))
     assert told["cold/best/mae/new/old"].value <= told["cold/mae/new/old/ridge"].value  # type: ignore[operator]
@@ -245,6 +287,14 @@ def test_the_command_chooses_writes_measures_and_reports(tmp_path: pathlib.Path,
     again = ["--variants", "user_mean,biases", "--settings", str(file), "--seeds", "2", "--report", str(out)]
     assert CliRunner().invoke(cold_start.app, again).exit_code == 0
     assert {row.id for row in report.read(out).rows} >= {"cold/mae/old/new/biases", "cold/auc/new/new/user_mean"}
+    drawn = tmp_path / "random.json"
+    assert CliRunner().invoke(cold_start.app, [*again[:-1], str(drawn), "--asked", "random"]).exit_code == 0
+    values = [{row.id: row.value for row in report.read(file).rows} for file in (out, drawn)]
+    assert values[1]["cold/random/mae/old/new/biases"] != values[0]["cold/mae/old/new/biases"]
+    assert all(name.startswith("cold/random/") for name in values[1])
+    wrong = CliRunner().invoke(cold_start.app, ["--asked", "oldest"], env={"COLUMNS": "200"})
+    assert wrong.exit_code == 2
+    assert "'oldest' is not one of 'newest', 'random'" in wrong.output
     refused = CliRunner().invoke(cold_start.app, ["--variants", "nothing"])
     assert isinstance(refused.exception, configuration.ConfigError)
 

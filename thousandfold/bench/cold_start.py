@@ -44,11 +44,11 @@ def judged(chosen: Chosen, variants: Sequence[str]) -> str:
     return max(ours, key=lambda v: chosen.get(v, cold_study.Settings()).worth, default="")
 
 
-def tables(runs: Runs) -> list[Table]:
+def tables(runs: Runs, asking: cold_states.Asking) -> list[Table]:
     """Every figure, a table each: variants by quadrants, means over seeds."""
     found = []
     for figure in cold_states.FIGURES:
-        shown = Table(title=f"{figure}, user/movie, {len(runs)} seeds")
+        shown = Table(title=f"{figure}, user/movie, {asking} ten asked, {len(runs)} seeds")
         shown.add_column("variant")
         for quadrant in cold_states.QUADRANTS:
             shown.add_column(quadrant, justify="right")
@@ -64,31 +64,33 @@ def _of(runs: Runs, variant: str, quadrant: str, figure: str) -> list[float]:
     return [run[variant][quadrant][figure] for run in runs]
 
 
-def rows_of(runs: Runs, best: str) -> list[report.Row]:
+def rows_of(runs: Runs, best: str, asking: cold_states.Asking = "newest") -> list[report.Row]:
     """The report. `best` must beat the cells of new movies, and be within two standard errors of those of old ones.
+
+    Rows begin with `cold/`, with `cold/random/` where ten at random were asked.
 
     A cell is the best of several methods, so beside them stands, without a bar, the best variant of each draw.
     """
-    rows = []
+    rows, root = [], "cold" if asking == "newest" else f"cold/{asking}"
     for variant, quadrant, figure in itertools.product(runs[0], cold_states.QUADRANTS, cold_states.FIGURES):
         better: report.Better = "lower" if figure == "mae" else "higher"
         values = _of(runs, variant, quadrant, figure)
         cell = TARGETS.get((quadrant, figure)) if variant == best else None
         new = quadrant.endswith("/new")
         name, unit = f"{figure}/{quadrant}/{variant}", {"mae": "stars", "auc": "AUC"}.get(figure, "nDCG")
-        told = report.row(f"cold/{name}", values, unit, better=better, target=cell if new else None)
+        told = report.row(f"{root}/{name}", values, unit, better=better, target=cell if new else None)
         rows.append(told)
         if cell is not None and told.value is not None and not new:
             reach = TWO_SIDED * (told.stderr or 0.0)
             value = told.value + (reach if better == "higher" else -reach)
-            rows.append(report.row(f"cold/interval/{name}", value, f"{unit}, better end of 95 %", better=better, target=cell))
+            rows.append(report.row(f"{root}/interval/{name}", value, f"{unit}, better end of 95 %", better=better, target=cell))
         if variant != best and best:
             over = [a - b for a, b in zip(_of(runs, best, quadrant, figure), values, strict=True)]
-            rows.append(report.row(f"cold/over/{name}", over, f"{unit}, {best} less {variant}", better=better))
+            rows.append(report.row(f"{root}/over/{name}", over, f"{unit}, {best} less {variant}", better=better))
     for quadrant, figure in TARGETS:
         better, best_of, unit = ("lower", min, "stars") if figure == "mae" else ("higher", max, "nDCG")
         values = [best_of(told[quadrant][figure] for told in run.values()) for run in runs]
-        rows.append(report.row(f"cold/best/{figure}/{quadrant}", values, f"{unit}, best variant of each draw", better=better))
+        rows.append(report.row(f"{root}/best/{figure}/{quadrant}", values, f"{unit}, best variant of each draw", better=better))
     return rows
 
 
@@ -106,6 +108,7 @@ app = typer.Typer()
 def command(
     variants: Annotated[str, typer.Option(help="comma-separated")] = ",".join(cold_study.VARIANTS),
     seeds: Annotated[int, typer.Option(min=1, max=20, help="draws of old users; --choose: in the training part")] = 3,
+    asked: Annotated[cold_states.Asking, typer.Option(help="which ten of a task: newest, or random as in MeLU")] = "newest",
     choose: Annotated[bool, typer.Option("--choose", help="choose settings inside the training part and write them")] = False,
     settings: Annotated[pathlib.Path | None, typer.Option(help="settings that --choose wrote, or where it shall write")] = None,
     spec: Annotated[pathlib.Path | None, typer.Option(help="another configuration of the features and the model")] = None,
@@ -128,19 +131,19 @@ def command(
         return [cold_study.Part(rows_for(lists), judged, lists) for judged, lists in cold_states.parts(states)]
 
     if choose:
-        outer = cold_states.outer(found, 0)
-        draws = [draw(cold_states.inner(found, outer, seed)) for seed in range(seeds)]
+        outer = cold_states.outer(found, 0, asked)
+        draws = [draw(cold_states.inner(found, outer, seed, asked)) for seed in range(seeds)]
         text = tomli_w.dumps(msgspec.to_builtins(cold_study.choose(config, draws, names, console.print)))
         console.print(f"\n# chosen inside the training part\n{text}", markup=False)
         if settings is not None:
             settings.write_text(text, encoding="utf-8")
         return
     chosen = read(settings or specs.path("ml1m_cold_settings")) if settings or spec is None else {}
-    draws = [draw(cold_states.outer(found, seed)) for seed in range(seeds)]
+    draws = [draw(cold_states.outer(found, seed, asked)) for seed in range(seeds)]
     runs = [cold_study.measure(config, own, names, chosen, seed, console.print) for seed, own in enumerate(draws)]
-    for shown in tables(runs):
+    for shown in tables(runs, asked):
         console.print(shown)
-    rows = rows_of(runs, judged(chosen, names))
+    rows = rows_of(runs, judged(chosen, names), asked)
     console.print(report.table([row for row in rows if row.passed is not None], "targets"))
     if report_file is not None:
         report.write(report_file, rows)

@@ -1,14 +1,15 @@
 """MeLU's cold-start protocol (Lee et al., KDD 2019) on MovieLens-1M: old and new users by old and new movies.
 
 Four of five users, drawn by a seed, and the movies up to 1997 are old. In each of the four quadrants a user with 13 to 100
-ratings is a task: the last ten are asked, the others are its support. Models learn from the tasks of old users on old movies,
-what is asked in them included as in MeLU's code, and from nothing else; those tasks themselves are judged by a model that
-learned from their supports alone. Time leaks: the split ignores it, so a model has learned from ratings that others gave after
-those it is asked for; figures compare with those of this protocol and say nothing about a system that runs (docs/cold_start.md).
+ratings is a task: the last ten are asked, or ten at random as in MeLU's code; the others are its support. Models learn from the
+tasks of old users on old movies, what is asked in them included as in MeLU's code, and from nothing else; those tasks themselves
+are judged by a model that learned from their supports alone. Time leaks: the split ignores it, so a model has learned from
+ratings that others gave after those it is asked for; figures compare with those of this protocol and say nothing about a system
+that runs (docs/cold_start.md).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +29,8 @@ Bools = npt.NDArray[np.bool_]
 QUADRANTS = ("old/old", "new/old", "old/new", "new/new")
 """User, then movie."""
 LEAST, MOST, ASKED = 13, 100, 10
+Asking = Literal["newest", "random"]
+"""Which ten of a task are asked: the last ones, or ten that the seed draws (`data_generation.py` of MeLU's authors)."""
 ROUNDS = 10
 """Of users' and items' biases in turns."""
 OLD_USERS = 0.8
@@ -88,14 +91,14 @@ def _world(ratings: ml1m.Ratings) -> blocks.World:
     return world._replace(items=world.items._replace(attributes=world.items.attributes | own))
 
 
-def outer(rows: Rows, seed: int) -> States:
-    """The protocol's four quadrants, by name."""
-    return _split(rows, np.arange(len(rows.user)), seed, LAST_OLD_YEAR)
+def outer(rows: Rows, seed: int, asking: Asking = "newest") -> States:
+    """The protocol's four quadrants, by name. The seed draws the old users, the same however is asked, and then the asked ten."""
+    return _split(rows, np.arange(len(rows.user)), seed, LAST_OLD_YEAR, asking)
 
 
-def inner(rows: Rows, states: States, seed: int) -> States:
+def inner(rows: Rows, states: States, seed: int, asking: Asking = "newest") -> States:
     """The same protocol inside the supports of old users on old movies, to choose settings; its old movies end in 1994."""
-    return _split(rows, known(_supports(states)), seed, INNER_LAST_OLD_YEAR)
+    return _split(rows, known(_supports(states)), seed, INNER_LAST_OLD_YEAR, asking)
 
 
 def parts(states: States) -> list[tuple[States, Lists]]:
@@ -107,7 +110,7 @@ def parts(states: States) -> list[tuple[States, Lists]]:
     others = {name: tasks for name, tasks in states.items() if name != "old/old"}
     return [
         ({"old/old": states["old/old"]}, _supports(states)),
-        (others, [np.concatenate(task) for task in states["old/old"]]),
+        (others, [np.sort(np.concatenate(task)) for task in states["old/old"]]),
     ]
 
 
@@ -120,21 +123,23 @@ def _supports(states: States) -> Lists:
     return [task.support for task in states["old/old"]]
 
 
-def _split(rows: Rows, kept: I64, seed: int, last_old_year: int) -> States:
-    users = np.unique(rows.user[kept])
-    drawn = np.random.default_rng(seed).permutation(users)[: round(OLD_USERS * len(users))]
+def _split(rows: Rows, kept: I64, seed: int, last_old_year: int, asking: Asking) -> States:
+    users, generator = np.unique(rows.user[kept]), np.random.default_rng(seed)
+    drawn = generator.permutation(users)[: round(OLD_USERS * len(users))]
     old_user, old_movie = np.isin(rows.user[kept], drawn), rows.year[kept] <= last_old_year
     found = {}
     for name in QUADRANTS:
         user, movie = (part == "old" for part in name.split("/"))
-        found[name] = _tasks(rows, kept[(old_user == user) & (old_movie == movie)])
+        lists = _lists(rows, kept[(old_user == user) & (old_movie == movie)])
+        ordered = lists if asking == "newest" else [generator.permutation(part) for part in lists]
+        found[name] = [Task(np.sort(part[:-ASKED]), np.sort(part[-ASKED:])) for part in ordered]
     return found
 
 
-def _tasks(rows: Rows, kept: I64) -> Tasks:
+def _lists(rows: Rows, kept: I64) -> Lists:
     order = kept[np.argsort(rows.user[kept], kind="stable")]
     bounds = np.flatnonzero(np.diff(rows.user[order])) + 1
-    return [Task(part[:-ASKED], part[-ASKED:]) for part in np.split(order, bounds) if LEAST <= len(part) <= MOST]
+    return [part for part in np.split(order, bounds) if LEAST <= len(part) <= MOST]
 
 
 def biases(
