@@ -327,8 +327,9 @@ def test_settings_are_chosen_by_the_mean_over_the_draws() -> None:
     assert chosen["biases"].worth == pytest.approx(np.mean(worth))
 
 
-def test_the_settings_that_are_shipped_fit_the_variants() -> None:
-    chosen = cold_start.read(specs.path("ml1m_cold_settings"))
+@pytest.mark.parametrize("file", cold_start.SETTINGS.values())
+def test_the_settings_that_are_shipped_fit_the_variants(file: str) -> None:
+    chosen = cold_start.read(specs.path(file))
     assert set(chosen) == {"biases", *cold_study.GRIDS}
     for variant in cold_study.GRIDS:
         assert cold_study.variant_of(CONFIG, variant, chosen[variant]).meta.support_rows == 100

@@ -24,6 +24,8 @@ TARGETS = {
 }  # fmt: skip
 """The best cells of a prototype of this protocol: among supervised learning with fine-tuning, shrunk biases, MAML, MeLU's own."""
 TWO_SIDED = 1.96
+SETTINGS: dict[cold_states.Asking, str] = {"newest": "ml1m_cold_settings", "random": "ml1m_cold_settings_random"}
+"""What `--choose` found for each way to ask; files in `benchmarks/cold_start/`."""
 Runs = list[dict[str, cold_study.Told]]
 """One a seed."""
 Chosen = dict[str, cold_study.Settings]
@@ -138,7 +140,7 @@ def command(
         if settings is not None:
             settings.write_text(text, encoding="utf-8")
         return
-    chosen = read(settings or specs.path("ml1m_cold_settings")) if settings or spec is None else {}
+    chosen = read(settings or specs.path(SETTINGS[asked])) if settings or spec is None else {}
     draws = [draw(cold_states.outer(found, seed, asked)) for seed in range(seeds)]
     runs = [cold_study.measure(config, own, names, chosen, seed, console.print) for seed, own in enumerate(draws)]
     for shown in tables(runs, asked):
