@@ -90,12 +90,16 @@ def _fill_over(words: Words, columns: int) -> None:
 @kernel
 def product(a: F32, b: F32, c: F32, add: bool) -> None:
     """Fill c = a b, or add: c += a b. Rows of `b` and `c` must be contiguous; `a` may have any strides. No overlap."""
-    product_from(0, a, b, c, add)
+    words = (
+        address(a), a.strides[0], a.strides[1], address(b), b.strides[0], address(c), c.strides[0], address(c), c.strides[0],
+        c.shape[0], a.shape[1], np.int64(add), np.int64(0),
+    )  # fmt: skip
+    _fill(words, c.shape[1])
 
 
 @kernel
 def product_from(first: int, a: F32, b: F32, c: F32, add: bool) -> None:
-    """`product` for the columns from `first` on."""
+    """`product` for the columns from `first` on; apart, since a call more is felt in the many small products of a short step."""
     right, out = address(b) + 4 * first, address(c) + 4 * first
     words = (
         address(a), a.strides[0], a.strides[1], right, b.strides[0], out, c.strides[0], out, c.strides[0], c.shape[0], a.shape[1],
