@@ -270,7 +270,7 @@ def descend(
 
     Rows of category c have `used[c]` numbers; those beyond stay as they are and do not count in the accumulator.
 
-    Rows (n, F) were marked, see `before`. Column f is of category `of[f]`; where it was gathered one by one as well, that is
+    Rows (n, F) were marked (`mark`). Column f is of category `of[f]`; where it was gathered one by one as well, that is
     place `apart[f]` (else -1) from column `at` on; `summed[f]`: whether that is so or its category is pooled. The first-order
     weight has an accumulator of its own, as its gradient is of another size. `gradient` is of gathered rows; `listed` and
     `slot` (n x F,) and `sums` (n x F, E + 1) are scratch.

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from models.panels import BROAD, LANES, apart, transposed
+from models.panels import BROAD, LANES, apart, tiled, transposed
 
 WORDS, MARKS = 9, 64
 _WORD, _NUMBER, _INDEX = ir.IntType(64), ir.FloatType(), ir.IntType(32)
@@ -54,8 +54,8 @@ def _gather(builder: Any, bits: Any, b: Any, b_row: Any, taken: list[tuple[Any, 
 
 def _fill(builder: Any, arguments: Any) -> None:
     a, a_row, b, b_row, c, c_row, rows, add, marks, before = arguments
-    b, c, done = builder.add(b, before), builder.add(c, before), ir.Constant(_WORD, 0)
-    adds = builder.icmp_signed("!=", add, done)
+    b, c = builder.add(b, before), builder.add(c, before)
+    adds = builder.icmp_signed("!=", add, ir.Constant(_WORD, 0))
 
     def tile(first: Any, height: int) -> None:
         down = [builder.add(first, ir.Constant(_WORD, i)) for i in range(height)]
@@ -78,12 +78,7 @@ def _fill(builder: Any, arguments: Any) -> None:
             for total, place in zip(sums, places, strict=True):
                 builder.store(builder.load(total), place, align=4)
 
-    for height in (2, 1):
-        step = ir.Constant(_WORD, height)
-        end = builder.sub(rows, builder.srem(builder.sub(rows, done), step))
-        with cgutils.for_range_slice(builder, done, end, step, intp=_WORD) as (first, _):
-            tile(first, height)
-        done = end
+    tiled(builder, rows, (2, 1), tile)
 
 
 _native = apart(f"thousandfold_marked_{LANES}", WORDS + 1, _fill)

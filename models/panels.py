@@ -4,7 +4,7 @@ LLVM turns no plain loop into a product that keeps its sums in registers. Here a
 Everything goes by address and is not checked; `models.matrices` is what kernels call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
@@ -44,6 +44,17 @@ def apart(name: str, words: int, fill: Callable[[Any, Any], None]) -> Callable[.
 
 COUNTED, ROWS, DEPTH = "", "_rows", "_depth"
 """Of a panel: nothing is listed; the rows of a, c and start are; the columns of a and the rows of b are."""
+
+
+def tiled(builder: Any, rows: Any, heights: Sequence[int], tile: Callable[[Any, int], None]) -> None:
+    """`tile(first, height)` for so many rows, as many as fit of each height in turn; the last height is one."""
+    done = ir.Constant(rows.type, 0)
+    for height in heights:
+        step = ir.Constant(rows.type, height)
+        end = builder.sub(rows, builder.srem(builder.sub(rows, done), step))
+        with cgutils.for_range_slice(builder, done, end, step, intp=rows.type) as (first, _):
+            tile(first, height)
+        done = end
 
 
 def _panel(lanes: int, vectors: int, listed: str) -> Callable[..., None]:
@@ -92,13 +103,7 @@ def _panel(lanes: int, vectors: int, listed: str) -> Callable[..., None]:
             for i, j in np.ndindex(height, vectors):
                 builder.store(builder.load(sums[i][j]), ends[i][j], align=4)
 
-        done = ir.Constant(word, 0)
-        for height in _BROAD_HEIGHTS if vectors > 2 else _HEIGHTS:
-            step = ir.Constant(word, height)
-            end = builder.sub(rows, builder.srem(builder.sub(rows, done), step))
-            with cgutils.for_range_slice(builder, done, end, step, intp=word) as (first, _):
-                tile(first, height)
-            done = end
+        tiled(builder, rows, _BROAD_HEIGHTS if vectors > 2 else _HEIGHTS, tile)
 
     native = apart(f"thousandfold_panel_{lanes}_{vectors}{listed}", WORDS + 1, fill)
 

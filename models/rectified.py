@@ -18,8 +18,11 @@ from state.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 U64 = npt.NDArray[np.uint64]
-MOST, MOST_APART = 0.95, 0.5
-"""Share of numbers that are not zero up to which it is faster to skip the others; where rows begin within a vector."""
+MOST, MOST_APART = 0.95, 0.8
+"""Share of numbers that are not zero up to which it is faster to skip the others; where rows begin within a vector.
+
+Measured against the dense product on (64, 128) x (128, 320) and smaller: level at 1 and at .8 to .9.
+"""
 
 
 @kernel

@@ -698,7 +698,9 @@ def test_where_no_model_could_be_measured_the_command_fails_and_says_why(tmp_pat
     assert "dupn reads categories of the user's last actions" in result.output
     assert "no model could be measured under P" in result.output
     assert any(r.id == "P/auc/fm32/click" for r in report.read(tmp_path / "r.json").rows)
-    assert invoke(tmp_path, "--models", "dupn,lr", "--references", "").exit_code == 0
+    twice = invoke(tmp_path, "--models", "dupn,lr,dupn", "--references", "")
+    assert twice.exit_code == 0
+    assert twice.output.count("dupn reads categories") == 1
 
 
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

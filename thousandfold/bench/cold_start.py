@@ -15,7 +15,7 @@ from rich.table import Table
 from state import config as configuration
 from thousandfold import specs
 from thousandfold.bench import chosen as chosen_file
-from thousandfold.bench import cold_makers, cold_states, cold_study, report
+from thousandfold.bench import cold_makers, cold_states, cold_study, quality, report
 from thousandfold.data import makers, ml1m
 
 TARGETS = {
@@ -118,7 +118,7 @@ def command(
 ) -> None:
     """MAE, nDCG@1, nDCG@3 and AUC for old and new users on old and new movies, in MeLU's protocol."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    config, names = configuration.load(spec or specs.path("ml1m_cold")), variants.split(",")
+    config, names = configuration.load(spec or specs.path("ml1m_cold")), quality.listed(variants)
     unknown = [v for v in names if v not in cold_study.VARIANTS]
     if unknown:
         raise configuration.ConfigError(f'no variant "{unknown[0]}"; there are {", ".join(cold_study.VARIANTS)}')
