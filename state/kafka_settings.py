@@ -8,6 +8,9 @@ from state.config import Config
 RAW_HEADROOM = 2
 HEADER_BYTES = 65_536
 DERIVED_HEADROOM = 4
+LARGEST_RESPONSE_BYTES = 2**31 - 1
+"""What a reader accepts at once: the library's most. A broker keeps to what was asked for, but the embedded one sends a whole
+partition, and a reader that refuses it (as with the usual 100 MB) asks for it again for ever."""
 
 
 def client(config: Config, /, **extra: Any) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def consumer(config: Config, /, **extra: Any) -> dict[str, Any]:
         "auto.offset.reset": "earliest",
         "fetch.queue.backoff.ms": 5,
         "fetch.message.max.bytes": largest_message_bytes(config),
-        "receive.message.max.bytes": max(100_000_000, 2 * largest_message_bytes(config)),
+        "receive.message.max.bytes": LARGEST_RESPONSE_BYTES,
         "allow.auto.create.topics": False,
     }
     return client(config, **(plain | extra))

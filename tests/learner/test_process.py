@@ -120,6 +120,22 @@ def trained(settings: config.Config) -> list[tuple[int, int]]:
     return out
 
 
+def test_a_reader_far_behind_takes_more_at_once_than_the_client_accepts_unasked(made: Any) -> None:
+    # The embedded broker sends all that a partition has left, whatever was asked for; librdkafka accepts 100 MB by default.
+    producer, size, count = Producer(kafka_settings.producer(made.config)), 4_000_000, 26
+    for _ in range(count):
+        producer.produce(made.config.topics.episodes, os.urandom(size), partition=0)
+        producer.flush(PATIENCE_S)
+    reader, found, until = kafka_input.KafkaInput(made.config), 0, time.monotonic() + PATIENCE_S
+    try:
+        reader.assign({})
+        while found < count and time.monotonic() < until:
+            found += len(reader.fetch(count, 1.0))
+    finally:
+        reader.close()
+    assert found == count
+
+
 def test_a_learner_killed_in_the_middle_trains_every_list_once(made: Any, tmp_path: pathlib.Path) -> None:
     settings = made.config
     produce(settings, 0, 30)
