@@ -9,8 +9,8 @@ RAW_HEADROOM = 2
 HEADER_BYTES = 65_536
 DERIVED_HEADROOM = 4
 LARGEST_RESPONSE_BYTES = 2**31 - 1
-"""What a reader accepts at once: the library's most. A broker keeps to what was asked for, but the embedded one sends a whole
-partition, and a reader that refuses it (as with the usual 100 MB) asks for it again for ever."""
+"""The most that the library can be told to accept. Brokers keep to what a fetch asks for, but the embedded one sends all that a
+partition has left, and a reader that refuses it (by default above 100 MB) asks for it again for ever."""
 
 
 def client(config: Config, /, **extra: Any) -> dict[str, Any]:
@@ -25,6 +25,7 @@ def client(config: Config, /, **extra: Any) -> dict[str, Any]:
         "security.protocol": known.protocol,
         "socket.keepalive.enable": True,
         "reconnect.backoff.max.ms": 1000,
+        "receive.message.max.bytes": LARGEST_RESPONSE_BYTES,
     }
     if known.sasl:
         settings |= {"sasl.mechanism": known.mechanism, "sasl.username": known.username, "sasl.password": known.password}
@@ -57,7 +58,6 @@ def consumer(config: Config, /, **extra: Any) -> dict[str, Any]:
         "auto.offset.reset": "earliest",
         "fetch.queue.backoff.ms": 5,
         "fetch.message.max.bytes": largest_message_bytes(config),
-        "receive.message.max.bytes": LARGEST_RESPONSE_BYTES,
         "allow.auto.create.topics": False,
     }
     return client(config, **(plain | extra))

@@ -63,6 +63,21 @@ def test_a_second_replay_into_the_same_folder_trains_only_what_is_new(made: Any,
     assert manifest.trained_rows == 30 * 3
 
 
+def test_a_range_of_more_than_100_mb_is_read_to_its_end(made: Any) -> None:
+    # The embedded broker sends all that a partition has left, and librdkafka accepts 100 MB at once by default.
+    producer, size, count = Producer(kafka_settings.producer(made.config)), 1_000_000, 104
+    for i in range(count):
+        producer.produce(made.config.topics.impressions, bytes(size), partition=0, timestamp=START_MS + i)
+        producer.flush()
+    raw, found = replay.RawRange(made.config, START_MS, START_MS + count), list[int]()
+    try:
+        while taken := raw.take(count):
+            found += [message.offset for message in taken]
+    finally:
+        raw.close()
+    assert found == list(range(count))
+
+
 def test_an_empty_range_is_an_error_that_names_the_range(made: Any) -> None:
     produce(made.config, 3)
     result = RUNNER.invoke(
